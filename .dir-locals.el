@@ -1,0 +1,1 @@
+((org-mode . ((org-babel-python-command . ".venv/bin/python"))))

@@ -1,0 +1,23 @@
+.DEFAULT_GOAL := run
+.PHONY: run test tangle readme help
+
+run: .venv  ## the main job: fine-tune the model this machine can carry, score before and after (the default)
+	.venv/bin/python main.py
+
+test: .venv  ## the tests, offline
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests
+
+.venv: requirements.txt constraints.txt  ## the Python environment; rebuilt when the requirements change
+	rm -rf .venv
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt pytest -c constraints.txt || (rm -rf .venv; exit 1)
+	touch .venv
+
+tangle:  ## write main.py and data/tiny-llama/pretrain.py from README.org
+	emacs -Q --batch README.org -f org-babel-tangle
+
+readme: .venv  ## evaluate the demonstrations in README.org and write their results into it (Emacs)
+	timeout 1200 emacs -Q --batch README.org --load tests/evaluate.el
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

@@ -1,0 +1,191 @@
+# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+           "<|eot_id|>", "<|finetune_right_pad_id|>"]
+CHAT_TEMPLATE = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}")
+# Llama 3's own rule for cutting text into words before bytes are merged.
+WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with Llama 3's special tokens, word rule and chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>", chat_template=CHAT_TEMPLATE,
+        model_max_length=1024, clean_up_tokenization_spaces=False)
+
+def as_chat(text: str) -> str:
+    """The first paragraph as the user's turn, the rest as the assistant's."""
+    first, rest = text.split("\n", 1)
+    return (f"<|start_header_id|>user<|end_header_id|>\n\n{first.strip()}<|eot_id|>"
+            f"<|start_header_id|>assistant<|end_header_id|>\n\n{rest.strip()}<|eot_id|>")
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, chat_share: float, seed: int) -> np.ndarray:
+    """All documents as one row of token ids; a share of them laid out as chats."""
+    draw = np.random.default_rng(seed).random(len(texts))
+    laid_out = [as_chat(t) if d < chat_share and "\n" in t.strip() else t + "<|end_of_text|>" for t, d in zip(texts, draw)]
+    ids = [np.asarray(e.ids, np.uint16)
+           for i in range(0, len(laid_out), 4096)
+           for e in tokenizer.backend_tokenizer.encode_batch(laid_out[i:i + 4096])]
+    return np.concatenate(ids)
+
+
+def load_tokens(corpus: Path, work_dir: Path, vocab_size: int, chat_share: float):
+    """Tokenizer, training ids, held-out ids (the first 1 % of the documents) and held-out bytes; made once, then read back."""
+    cache = work_dir / "tokens.npz"
+    if not cache.exists():
+        texts = [json.loads(line)["text"] for line in corpus.open(encoding="utf-8")]
+        held_out, train = texts[: len(texts) // 100], texts[len(texts) // 100:]
+        tokenizer = train_tokenizer(train[::5], vocab_size)
+        tokenizer.save_pretrained(work_dir)
+        np.savez(cache, train=encode(train, tokenizer, chat_share, seed=0), held_out=encode(held_out, tokenizer, 0.0, seed=0),
+                 bytes=np.int64(sum(len(t.encode()) for t in held_out)))
+    saved = np.load(cache)
+    return PreTrainedTokenizerFast.from_pretrained(work_dir), saved["train"], saved["held_out"], int(saved["bytes"])
+
+def make_model(vocab_size: int) -> LlamaForCausalLM:
+    """A Llama small enough for two CPU cores; every linear width is a multiple of 64."""
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocab_size, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=4, pad_token_id=5))
+
+
+def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for the embedding and the norms (Jordan et al., 2024)."""
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
+    """Linear warm-up, then linear decay to zero."""
+    return min((step + 1) / warmup, max(0.0, (steps - step) / (steps - warmup)))
+
+@torch.no_grad()
+def held_out_loss(model, ids: np.ndarray, length: int, batch_size: int) -> float:
+    """Mean negative log-likelihood, in nats per token, over whole windows of `length` tokens."""
+    windows = ids[: len(ids) // length * length].reshape(-1, length).astype(np.int64)
+    losses = []
+    for i in range(0, len(windows) // batch_size * batch_size, batch_size):
+        batch = torch.from_numpy(windows[i:i + batch_size])
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model(input_ids=batch, labels=batch).loss.item())
+    return float(np.mean(losses))
+
+
+def save_checkpoint(path: Path, model, optimizers, step: int) -> None:
+    """Write beside, then rename: a cut-off run never leaves half a checkpoint."""
+    part = path.with_suffix(".part")
+    torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, part)
+    part.replace(path)
+
+
+def load_checkpoint(path: Path, model, optimizers) -> int:
+    """Take up a saved run, if there is one; returns the step to go on from."""
+    if not path.exists():
+        return 0
+    state = torch.load(path)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
+    return state["step"]
+
+def train_step(model, optimizers, base_rates: list[float], factor: float, batch: torch.Tensor) -> float:
+    """One step of both optimizers; returns the loss in nats per token."""
+    for optimizer, rate in zip(optimizers, base_rates):
+        optimizer.param_groups[0]["lr"] = rate * factor
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=batch, labels=batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
+def train(model, ids: np.ndarray, held_out_ids: np.ndarray, args: argparse.Namespace) -> None:
+    """Train from the last checkpoint to the last step, over windows of the corpus in a fixed random order."""
+    optimizers = make_optimizers(model)
+    base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    checkpoint = args.work_dir / "checkpoint.pt"
+    first, compiled, started = load_checkpoint(checkpoint, model, optimizers), torch.compile(model), time.time()
+    windows = ids[: len(ids) // args.length * args.length].reshape(-1, args.length)
+    epochs = math.ceil(args.steps * args.batch_size / len(windows))
+    order = np.concatenate([np.random.default_rng(epoch).permutation(len(windows)) for epoch in range(epochs)])
+    for step in range(first, args.steps):
+        rows = order[step * args.batch_size:(step + 1) * args.batch_size]
+        batch = torch.from_numpy(windows[rows].astype(np.int64))
+        loss = train_step(compiled, optimizers, base_rates, learning_rate_factor(step, args.steps), batch)
+        if (step + 1) % 50 == 0:
+            speed = (step + 1 - first) * batch.numel() / (time.time() - started)
+            print(f"step {step + 1:6d}  loss {loss:.3f}  {speed:,.0f} tokens/s", flush=True)
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            score = held_out_loss(compiled, held_out_ids[:65536], args.length, args.batch_size)
+            print(f"step {step + 1:6d}  held-out loss {score:.3f}", flush=True)
+            save_checkpoint(checkpoint, model, optimizers, step + 1)
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Pretrain the tiny Llama on a JSONL file of texts.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="JSONL file, one object with a `text` a line")
+    parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent, help="where the model is written")
+    parser.add_argument("--work-dir", type=Path, default=Path("outputs/pretrain"), help="token cache and checkpoint")
+    parser.add_argument("--steps", type=int, default=4300, help="optimizer steps in all")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences a step")
+    parser.add_argument("--length", type=int, default=512, help="tokens a sequence")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens in the vocabulary")
+    parser.add_argument("--chat-share", type=float, default=0.15, help="share of documents laid out as chats")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Pretrain, measure on held-out text, and write the model in bfloat16."""
+    args = parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    tokenizer, ids, held_out_ids, held_out_bytes = load_tokens(args.corpus, args.work_dir, args.vocab_size, args.chat_share)
+    print(f"{len(ids):,} training tokens, {len(held_out_ids):,} held out", flush=True)
+    model = make_model(len(tokenizer))
+    train(model, ids, held_out_ids, args)
+
+    nats = held_out_loss(model, held_out_ids, args.length, args.batch_size)
+    figures = {"parameters": model.num_parameters(), "tokens_seen": args.steps * args.batch_size * args.length,
+               "nats_per_token": nats, "bits_per_byte": nats * len(held_out_ids) / held_out_bytes / math.log(2)}
+    print(figures)
+    model.to(torch.bfloat16).save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    (args.output_dir / "pretraining.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
