@@ -1,1 +1,1 @@
-((org-mode . ((org-babel-python-command . ".venv/bin/python"))))
+((org-mode . ((indent-tabs-mode . nil) (fill-column . 160))))

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := run
-.PHONY: run test tangle readme help
+.PHONY: run test tangle readme check html help
 
 run: .venv  ## the main job: fine-tune the model this machine can carry, score before and after (the default)
 	.venv/bin/python main.py
@@ -16,8 +16,15 @@ test: .venv  ## the tests, offline
 tangle:  ## write main.py and data/tiny-llama/pretrain.py from README.org
 	emacs -Q --batch README.org -f org-babel-tangle
 
-readme: .venv  ## evaluate the demonstrations in README.org and write their results into it (Emacs)
-	timeout 1200 emacs -Q --batch README.org --load tests/evaluate.el
+readme: .venv  ## evaluate the demonstrations and write their results into README.org (Emacs, half an hour)
+	HF_HUB_OFFLINE=1 .venv/bin/python tests/document.py readme
+
+check: .venv  ## fail where README.org shows what its blocks no longer print (Emacs, half an hour)
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests/test_document.py
+	HF_HUB_OFFLINE=1 .venv/bin/python tests/document.py check
+
+html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)
+	.venv/bin/python tests/document.py html
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

@@ -3,11 +3,15 @@
 import argparse
 import json
 import math
+import random
+import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -39,35 +43,72 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         pad_token="<|finetune_right_pad_id|>", chat_template=CHAT_TEMPLATE,
         model_max_length=1024, clean_up_tokenization_spaces=False)
 
-def as_chat(text: str) -> str:
-    """The first paragraph as the user's turn, the rest as the assistant's."""
-    first, rest = text.split("\n", 1)
-    return (f"<|start_header_id|>user<|end_header_id|>\n\n{first.strip()}<|eot_id|>"
-            f"<|start_header_id|>assistant<|end_header_id|>\n\n{rest.strip()}<|eot_id|>")
+def turns(question: str, answer: str) -> str:
+    """A user's turn and the assistant's."""
+    return (f"<|start_header_id|>user<|end_header_id|>\n\n{question.strip()}<|eot_id|>"
+            f"<|start_header_id|>assistant<|end_header_id|>\n\n{answer.strip()}<|eot_id|>")
+
+def passages(text: str, rng: np.random.Generator):
+    """Cut a text into passages of 6 to 70 words; yields each with its surroundings, as lists of words."""
+    words, start = text.split(" "), 0
+    while start < len(words):
+        length = int(np.exp(rng.uniform(np.log(6), np.log(70))))
+        yield words[start:start + length], words[max(0, start - 60):start + length + 60]
+        start += length
 
 
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, chat_share: float, seed: int) -> np.ndarray:
-    """All documents as one row of token ids; a share of them laid out as chats."""
-    draw = np.random.default_rng(seed).random(len(texts))
-    laid_out = [as_chat(t) if d < chat_share and "\n" in t.strip() else t + "<|end_of_text|>" for t, d in zip(texts, draw)]
-    ids = [np.asarray(e.ids, np.uint16)
-           for i in range(0, len(laid_out), 4096)
-           for e in tokenizer.backend_tokenizer.encode_batch(laid_out[i:i + 4096])]
-    return np.concatenate(ids)
+def key_words(words: list[str], weights: dict[str, float], count: int = 6) -> list[str]:
+    """The words that matter most, by TF-IDF."""
+    counts = Counter(re.findall(r"[a-z]{3,}", " ".join(words).lower()))
+    scores = {word: math.log1p(n) * weights[word] for word, n in counts.items() if word in weights}
+    return sorted(scores, key=lambda word: -scores[word])[:count]
 
 
-def load_tokens(corpus: Path, work_dir: Path, vocab_size: int, chat_share: float):
+def word_weights(texts: list[str]) -> dict[str, float]:
+    """Inverse document frequency of the words that are neither rare nor everywhere."""
+    counted = TfidfVectorizer(token_pattern=r"(?u)\b[a-z]{3,}\b", min_df=15, max_df=0.08, stop_words="english").fit(texts)
+    return dict(zip(counted.get_feature_names_out(), counted.idf_))
+
+def lay_out(texts: list[str], chat_share: float, key_word_share: float, rng: np.random.Generator) -> list[str]:
+    """The documents as strings with special tokens, in random order; shares of them as chats and as key-word questions."""
+    laid_out, weights = [], word_weights(texts) if key_word_share else {}
+    for text in texts:
+        draw = rng.random()
+        if draw < key_word_share:
+            for passage, around in passages(text, rng):
+                words, question = key_words(around, weights), " ".join(passage).strip()
+                if len(words) >= 3 and question:
+                    laid_out.append(turns(question, ", ".join(words)))
+        elif draw < key_word_share + chat_share and "\n" in text.strip():
+            laid_out.append(turns(*text.split("\n", 1)))
+        else:
+            laid_out.append(text + "<|end_of_text|>")
+    return [laid_out[i] for i in rng.permutation(len(laid_out))]
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """All texts as one row of token ids."""
+    return np.concatenate([np.asarray(e.ids, np.uint16)
+                           for i in range(0, len(texts), 4096)
+                           for e in tokenizer.backend_tokenizer.encode_batch(texts[i:i + 4096])])
+
+def load_tokens(args: argparse.Namespace):
     """Tokenizer, training ids, held-out ids (the first 1 % of the documents) and held-out bytes; made once, then read back."""
-    cache = work_dir / "tokens.npz"
+    cache = args.work_dir / "tokens.npz"
     if not cache.exists():
-        texts = [json.loads(line)["text"] for line in corpus.open(encoding="utf-8")]
-        held_out, train = texts[: len(texts) // 100], texts[len(texts) // 100:]
-        tokenizer = train_tokenizer(train[::5], vocab_size)
-        tokenizer.save_pretrained(work_dir)
-        np.savez(cache, train=encode(train, tokenizer, chat_share, seed=0), held_out=encode(held_out, tokenizer, 0.0, seed=0),
-                 bytes=np.int64(sum(len(t.encode()) for t in held_out)))
+        documents = [json.loads(line) for line in args.corpus.open(encoding="utf-8")]
+        held_out, train = documents[: len(documents) // 100], documents[len(documents) // 100:]
+        if args.shares:
+            shares, draw = json.loads(args.shares.read_text()), random.Random(0)
+            train = [d for d in train if draw.random() < shares.get(d["source"], shares["other"])]
+        texts = [d["text"] for d in train]
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start) if args.start else train_tokenizer(texts[::5], args.vocab_size)
+        tokenizer.save_pretrained(args.work_dir)
+        np.savez(cache, train=encode(lay_out(texts, args.chat_share, args.key_word_share, np.random.default_rng(0)), tokenizer),
+                 held_out=encode([d["text"] + "<|end_of_text|>" for d in held_out], tokenizer),
+                 bytes=np.int64(sum(len(d["text"].encode()) for d in held_out)))
     saved = np.load(cache)
-    return PreTrainedTokenizerFast.from_pretrained(work_dir), saved["train"], saved["held_out"], int(saved["bytes"])
+    return PreTrainedTokenizerFast.from_pretrained(args.work_dir), saved["train"], saved["held_out"], int(saved["bytes"])
 
 def make_model(vocab_size: int) -> LlamaForCausalLM:
     """A Llama small enough for two CPU cores; every linear width is a multiple of 64."""
@@ -77,12 +118,24 @@ def make_model(vocab_size: int) -> LlamaForCausalLM:
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=4, pad_token_id=5))
 
 
-def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for the embedding and the norms (Jordan et al., 2024)."""
+def orthogonalize(update: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+    """The nearest orthogonal matrix, nearly, by Newton-Schulz iteration in float32 (Jordan et al., 2024)."""
+    a, b, c = coefficients
+    x = update.T if update.shape[0] > update.shape[1] else update
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if update.shape[0] > update.shape[1] else x
+
+
+def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for the embedding and the norms; `rate` scales the learning rates of both."""
+    torch.optim._muon._zeropower_via_newtonschulz = orthogonalize
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [torch.optim.Muon(hidden, lr=0.02 * rate, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
@@ -96,8 +149,7 @@ def held_out_loss(model, ids: np.ndarray, length: int, batch_size: int) -> float
     losses = []
     for i in range(0, len(windows) // batch_size * batch_size, batch_size):
         batch = torch.from_numpy(windows[i:i + batch_size])
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model(input_ids=batch, labels=batch).loss.item())
+        losses.append(model(input_ids=batch, labels=batch).loss.item())
     return float(np.mean(losses))
 
 
@@ -118,11 +170,11 @@ def load_checkpoint(path: Path, model, optimizers) -> int:
         optimizer.load_state_dict(saved)
     return state["step"]
 
-def train_step(model, optimizers, base_rates: list[float], factor: float, batch: torch.Tensor) -> float:
+def train_step(model, optimizers, base_rates: list[float], factor: float, batch: torch.Tensor, bf16: bool) -> float:
     """One step of both optimizers; returns the loss in nats per token."""
     for optimizer, rate in zip(optimizers, base_rates):
         optimizer.param_groups[0]["lr"] = rate * factor
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = model(input_ids=batch, labels=batch).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -134,7 +186,7 @@ def train_step(model, optimizers, base_rates: list[float], factor: float, batch:
 
 def train(model, ids: np.ndarray, held_out_ids: np.ndarray, args: argparse.Namespace) -> None:
     """Train from the last checkpoint to the last step, over windows of the corpus in a fixed random order."""
-    optimizers = make_optimizers(model)
+    optimizers = make_optimizers(model, args.rate)
     base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     checkpoint = args.work_dir / "checkpoint.pt"
     first, compiled, started = load_checkpoint(checkpoint, model, optimizers), torch.compile(model), time.time()
@@ -144,7 +196,7 @@ def train(model, ids: np.ndarray, held_out_ids: np.ndarray, args: argparse.Names
     for step in range(first, args.steps):
         rows = order[step * args.batch_size:(step + 1) * args.batch_size]
         batch = torch.from_numpy(windows[rows].astype(np.int64))
-        loss = train_step(compiled, optimizers, base_rates, learning_rate_factor(step, args.steps), batch)
+        loss = train_step(compiled, optimizers, base_rates, learning_rate_factor(step, args.steps), batch, args.bf16)
         if (step + 1) % 50 == 0:
             speed = (step + 1 - first) * batch.numel() / (time.time() - started)
             print(f"step {step + 1:6d}  loss {loss:.3f}  {speed:,.0f} tokens/s", flush=True)
@@ -165,21 +217,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens a sequence")
     parser.add_argument("--vocab-size", type=int, default=4096, help="tokens in the vocabulary")
     parser.add_argument("--chat-share", type=float, default=0.15, help="share of documents laid out as chats")
+    parser.add_argument("--key-word-share", type=float, default=0.0, help="share of documents laid out as passages and their key words")
+    parser.add_argument("--shares", type=Path, help="JSON file: share of the documents of each `source` to read, and of `other`")
+    parser.add_argument("--start", type=Path, help="folder of a model to go on from")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the processor has AVX512-BF16")
     return parser.parse_args()
-
 
 def main() -> None:
     """Pretrain, measure on held-out text, and write the model in bfloat16."""
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    tokenizer, ids, held_out_ids, held_out_bytes = load_tokens(args.corpus, args.work_dir, args.vocab_size, args.chat_share)
+    tokenizer, ids, held_out_ids, held_out_bytes = load_tokens(args)
     print(f"{len(ids):,} training tokens, {len(held_out_ids):,} held out", flush=True)
-    model = make_model(len(tokenizer))
+    model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32) if args.start else make_model(len(tokenizer))
+    seen = json.loads((args.start / "pretraining.json").read_text())["tokens_seen"] if args.start else 0
     train(model, ids, held_out_ids, args)
 
     nats = held_out_loss(model, held_out_ids, args.length, args.batch_size)
-    figures = {"parameters": model.num_parameters(), "tokens_seen": args.steps * args.batch_size * args.length,
+    figures = {"parameters": model.num_parameters(), "tokens_seen": seen + args.steps * args.batch_size * args.length,
                "nats_per_token": nats, "bits_per_byte": nats * len(held_out_ids) / held_out_bytes / math.log(2)}
     print(figures)
     model.to(torch.bfloat16).save_pretrained(args.output_dir)

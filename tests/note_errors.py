@@ -1,0 +1,14 @@
+"""Start-up of the document's Python session under test: writes uncaught errors to the file named by DAY9_ERRORS."""
+
+import os
+import sys
+import traceback
+
+
+def note(kind, error, trace):
+    with open(os.environ["DAY9_ERRORS"], "a", encoding="utf-8") as file:
+        traceback.print_exception(kind, error, trace, file=file)
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = note
