@@ -442,7 +442,7 @@ def fit_tfidf(train: Dataset, validation: Dataset):
     return min(fitted, key=loss)
 
 
-def judge_baselines(splits: DatasetDict, labels: list[str]) -> dict[str, tuple[list[np.ndarray], float]]:
+def judge_baselines(splits: DatasetDict) -> dict[str, tuple[list[np.ndarray], float]]:
     """Probabilities of the test rows, in a list of one run, and seconds to fit and predict, for `majority` and `tfidf`."""
     results = {}
     for name, fit in (("majority", lambda train, _: DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])), ("tfidf", fit_tfidf)):
@@ -708,7 +708,7 @@ def run(settings: Settings) -> None:
     settings, splits, untouched = prepare(settings)
     folder = make_run_folder(settings.output_dir)
     print("scoring what there is before training", flush=True)
-    results = judge_baselines(splits, untouched.labels) | judge_untouched(splits, untouched)
+    results = judge_baselines(splits) | judge_untouched(splits, untouched)
     tuned, log, seconds = fine_tune(untouched, splits, settings, folder)
     save_classifier(folder, tuned, settings)
     start = time.perf_counter()
@@ -723,16 +723,16 @@ def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, r
     after, raw = results["fine_tuned"][0][0], softmax(scores, axis=1)
     comparisons = {f"fine_tuned_vs_{other}": compare(truth, after, results[other][0][0], labels) for other in ("tfidf", "zero_shot")}
     untempered = {"ece": calibration_error(is_right(truth, raw, labels), raw.max(1)), "log_loss": float(log_loss(truth, raw, labels=labels))}
-    sure = coverage(truth, after, labels)
+    sure, sentence = coverage(truth, after, labels), verdict(systems, comparisons)
     predicted = choose(after, labels)
-    print(f"\n{scoreboard(systems)}\n\n{json.dumps(comparisons)}\n{verdict(systems, comparisons)}\n")
+    print(f"\n{scoreboard(systems)}\n\n{json.dumps(comparisons)}\n{sentence}\n")
     print(f"temperature {tuned.temperature:.2f}: calibration error {untempered['ece']:.3f} before, {systems['fine_tuned']['ece']:.3f} after\n")
     print(f"the surest part of the messages:\n{coverage_table(sure)}\n")
     print(classification_report(truth, predicted, labels=labels, digits=2, zero_division=0))
     print("mistakes the model was surest of:\n" + show_mistakes(texts, truth, predicted, after.max(1)))
     calibration = {"temperature": tuned.temperature} | {f"{name}_{when}": figures[name] for name in ("ece", "log_loss")
                                                         for when, figures in (("before", untempered), ("after", systems["fine_tuned"]))}
-    write_json(folder / "metrics.json", {"systems": systems, "comparisons": comparisons, "verdict": verdict(systems, comparisons),
+    write_json(folder / "metrics.json", {"systems": systems, "comparisons": comparisons, "verdict": sentence,
                                          "calibration": calibration, "coverage": sure, "training_log": log})
     table = {"text": texts, "label": truth, "predicted": predicted} | probability_columns(after, labels)
     Dataset.from_dict(table).to_csv(folder / "predictions.csv", index=False)
