@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,7 +64,8 @@ class Settings:
     output_dir: str | None = option(None, "The run folder, new or empty. Default: outputs/ and the time of the start.")
     epochs: int = option(3, "How often training sees every example: fewer underfit a small set, more memorise it.")
     learning_rate: float | None = option(None, "Step size of the optimizer. Default: 0.5 / width of the model; wide models need small steps.")
-    batch_size: int = option(8, "Examples an optimizer step. Lower it when memory runs out.")
+    batch_size: int = option(8, "Examples an optimizer step.")
+    pass_tokens: int = option(4096, "Most tokens in one pass through the model: lower it when memory runs out; results stay the same.")
     max_length: int = option(512, "Most tokens in prompt and label together. Longer texts are cut at their end.")
     rank: int = option(32, "Rank of the LoRA matrices: the adapter's capacity.")
     seed: int = option(42, "Fixes splits, initial adapter and order of the examples.")
@@ -82,7 +84,7 @@ def parse_settings(argv: list[str]) -> Settings:
     parser = HfArgumentParser(Settings, allow_abbrev=False, description="Fine-tune a 4-bit Llama with LoRA to classify texts, and judge it.",
                               epilog="main.py predict --help: how to classify texts with a finished run.")
     [settings] = parse(parser, argv)
-    for name in ("epochs", "batch_size", "max_length", "rank"):
+    for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if settings.learning_rate is not None and settings.learning_rate <= 0:
@@ -293,23 +295,28 @@ def training_rows(encoded: list[list[int]], labels: list[str], form: PromptForma
          "completion_mask": [0] * len(prompt) + [1] * len(form.completions[label])}
         for prompt, label in zip(prompts, labels)])
 
+def side_by_side(trunk: int, branches: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions (L,) and boolean mask (L, L), row sees column, of a trunk of tokens and of branches that each go on from it alone."""
+    owner = torch.tensor([0] * trunk + [i for i, branch in enumerate(branches, 1) for _ in branch])
+    order = torch.arange(len(owner))
+    visible = (order[:, None] >= order) & ((owner == 0) | (owner[:, None] == owner))
+    return torch.tensor([*range(trunk), *(trunk + step for branch in branches for step in range(len(branch)))]), visible
+
+
 def lay_out(shared: int, encoded: list[list[int]], completions: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """One row a text, after `shared` cached tokens: [padding | text | label 1 | label 2 | ...], L tokens wide.
 
     Returns input_ids and position_ids (rows, L) and a boolean attention_mask (rows, 1, L, shared + L).
     """
     width = max(map(len, encoded))
+    padding = torch.tensor([width - len(ids) for ids in encoded])[:, None]
+    positions, visible = side_by_side(width, completions)
+    visible = visible & (torch.arange(len(positions)) >= padding)[:, None, :]
+    visible |= torch.eye(len(positions), dtype=torch.bool)  # padding looks at itself: a row of nothing would be NaN
     tail = [token for completion in completions for token in completion]
-    owner = torch.tensor([0] * width + [i for i, completion in enumerate(completions, 1) for _ in completion])
-    steps = torch.tensor([step for completion in completions for step in range(len(completion))])
-    lengths = torch.tensor([len(ids) for ids in encoded])[:, None]
-    order = torch.arange(len(owner))
-    real = order >= width - lengths
-    visible = (order[:, None] >= order) & ((owner == 0) | (owner[:, None] == owner)) & real[:, None, :]
-    visible |= torch.eye(len(owner), dtype=torch.bool)  # padding looks at itself: a row of nothing would be NaN
     return {"input_ids": torch.tensor([[pad_id] * (width - len(ids)) + ids + tail for ids in encoded]),
-            "position_ids": shared + torch.cat([(order[:width] - (width - lengths)).clamp(min=0), lengths + steps], dim=1),
-            "attention_mask": torch.cat([visible.new_ones(len(encoded), len(owner), shared), visible], dim=2)[:, None]}
+            "position_ids": shared + (positions - padding).clamp(min=0),
+            "attention_mask": torch.cat([visible.new_ones(len(encoded), len(positions), shared), visible], dim=2)[:, None]}
 
 @torch.no_grad()
 def score_batch(model, cache, encoded: list[list[int]], completions: list[list[int]], pad_id: int) -> torch.Tensor:
@@ -343,20 +350,20 @@ def in_groups(lengths: list[int], room: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: int, positions: int = 4096) -> np.ndarray:
-    """Log-probability of every label for every text, (texts, labels); `positions` limits the tokens of one pass."""
+def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: int, pass_tokens: int = 4096) -> np.ndarray:
+    """Log-probability of every label for every text, (texts, labels); `pass_tokens` limits the tokens of one pass."""
     model.eval()
     cache = model.get_decoder()(input_ids=torch.tensor([form.before], device=model.device), use_cache=True).past_key_values
     completions = list(form.completions.values())
     longest = max(map(len, encoded), default=0)
-    room = min(positions, model.config.max_position_embeddings) - len(form.before) - longest
+    room = min(pass_tokens, model.config.max_position_embeddings) - len(form.before) - longest
     groups = in_groups(list(map(len, completions)), room)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))  # like lengths share a batch: less padding
     scores = np.zeros((len(encoded), len(completions)))
     with tqdm(total=len(order), desc="scoring", disable=not at_terminal()) as bar:
         while order:
             width = len(encoded[order[0]]) + max(sum(len(completions[i]) for i in group) for group in groups)
-            batch = order[:max(1, min(positions // width, 8 * positions // (len(form.before) + width)))]  # the cache takes room, too
+            batch = order[:max(1, min(pass_tokens // width, 8 * pass_tokens // (len(form.before) + width)))]  # the cache takes room, too
             order = order[len(batch):]
             for group in groups:
                 scores[np.ix_(batch, group)] = score_batch(model, cache, [encoded[i] for i in batch], [completions[i] for i in group], pad_id)
@@ -371,6 +378,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     form: PromptFormat
     temperature: float = 1.0
+    pass_tokens: int = 4096  # in one pass through the model
 
     @property
     def labels(self) -> list[str]:
@@ -381,7 +389,8 @@ class Classifier:
         """Log-probability of every label for every text, (texts, labels)."""
         if isinstance(texts, str):
             raise TypeError("give a list of texts, not one text")
-        return score_labels(self.model, encode_texts(self.tokenizer, texts, self.form)[0], self.form, self.tokenizer.pad_token_id)
+        encoded, _ = encode_texts(self.tokenizer, texts, self.form)
+        return score_labels(self.model, encoded, self.form, self.tokenizer.pad_token_id, self.pass_tokens)
 
     def predict_proba(self, texts: list[str]) -> np.ndarray:
         """Probability of every label for every text, (texts, labels); rows sum to 1."""
@@ -523,33 +532,45 @@ def memory_ledger(config, method: str, batch_size: int, length: int, rank: int, 
             "optimizer": 8 * adapter if adapter else 12 * (linear + other),
             "activations": block + layers * tokens * width * number if checkpointing else layers * block}
 
+def collate(shared: int, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """A batch of rows as one sequence: the `shared` first tokens once, then the rest of each row, side by side."""
+    positions, visible = side_by_side(shared, [row["input_ids"][shared:] for row in rows])
+    ids, targets = ([token for row in rows for token in row[name][shared:]] for name in ("input_ids", "labels"))
+    return {"input_ids": torch.tensor([rows[0]["input_ids"][:shared] + ids]), "labels": torch.tensor([[-100] * shared + targets]),
+            "position_ids": positions[None], "attention_mask": visible[None, None]}
+
 def default_learning_rate(model) -> float:
     """0.5 / hidden size: 2e-3 for the tiny Llama, 2.4e-4 for one with a width of 2048."""
     return 0.5 / model.config.hidden_size
 
 
-def training_settings(settings: Settings, folder: Path):
-    """The run's settings in the words of trl: an SFTConfig."""
+def training_settings(settings: Settings, folder: Path, longest: int):
+    """The run's settings in the words of trl: an SFTConfig. `longest` is the most tokens of a row beyond the common beginning."""
     from trl import SFTConfig
 
     dtype, _ = choose_precision()
+    passes = next(n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0 and
+                  (settings.batch_size // n * longest <= settings.pass_tokens or n == settings.batch_size))
     return SFTConfig(
         completion_only_loss=True,  # must be said: rows that come as token ids are otherwise trained on whole
-        output_dir=str(folder), num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size,
+        output_dir=str(folder), num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size // passes, gradient_accumulation_steps=passes,
         learning_rate=settings.learning_rate, lr_scheduler_type="linear", warmup_steps=0.02,  # below 1: a share of all steps
         max_length=settings.max_length,
-        train_sampling_strategy="group_by_length",  # rows of like length share a batch: less padding
         activation_checkpointing=torch.cuda.is_available(),  # trades time for memory; a small model needs none
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
         logging_steps=0.02, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=settings.seed,
         disable_tqdm=not at_terminal())
 
-def train(model, tokenizer, rows: Dataset, config) -> list[dict[str, float]]:
-    """Train the adapter in place as an SFTConfig says; returns the log: step, loss, learning rate."""
+def train(classifier: Classifier, rows: Dataset, settings: Settings, folder: Path) -> list[dict[str, float]]:
+    """Train the classifier's adapter in place on training_rows; returns the log: step, loss, learning rate."""
     from trl import SFTTrainer
 
-    trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
-    for parameter in model.parameters():
+    shared = len(classifier.form.before)
+    config = training_settings(settings, folder, max(map(len, rows["input_ids"])) - shared)
+    trainer = SFTTrainer(model=classifier.model, args=config, train_dataset=rows, processing_class=classifier.tokenizer,
+                         data_collator=partial(collate, shared))
+    for parameter in classifier.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.remove_callback(transformers.PrinterCallback)
@@ -685,7 +706,7 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
                        learning_rate=settings.learning_rate or default_learning_rate(model),
                        max_length=min(settings.max_length, model.config.max_position_embeddings))
     print(f"learning rate: {settings.learning_rate:.2g} for a width of {model.config.hidden_size}")
-    return settings, splits, Classifier(model, tokenizer, make_format(tokenizer, labels, settings.max_length))
+    return settings, splits, Classifier(model, tokenizer, make_format(tokenizer, labels, settings.max_length), pass_tokens=settings.pass_tokens)
 
 def fine_tune(untouched: Classifier, splits: DatasetDict, settings: Settings, folder: Path):
     """Wrap the model, train it, fit the temperature; returns the new classifier, the training log and the seconds."""
@@ -695,11 +716,10 @@ def fine_tune(untouched: Classifier, splits: DatasetDict, settings: Settings, fo
     rows = training_rows(encoded, examples["label"], form)
     print(f"{len(rows)} examples to train on, {shortened} shortened to fit\n\nthe first example:\n{tokenizer.decode(rows[0]['input_ids'])}\n")
     print("trained on:", [tokenizer.decode(i) for i, m in zip(rows[0]["input_ids"], rows[0]["completion_mask"]) if m])
-    model = add_adapter(untouched.model, settings.rank, settings.seed)
-    trainable, total = model.get_nb_trainable_parameters()
+    tuned = replace(untouched, model=add_adapter(untouched.model, settings.rank, settings.seed))
+    trainable, total = tuned.model.get_nb_trainable_parameters()
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})", flush=True)
-    log = train(model, tokenizer, rows, training_settings(settings, folder))
-    tuned = replace(untouched, model=model)
+    log = train(tuned, rows, settings, folder)
     tuned.temperature = fit_temperature(tuned.scores(splits["validation"]["text"]), splits["validation"]["label"][:], tuned.labels)
     return tuned, log, time.perf_counter() - start
 

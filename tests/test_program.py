@@ -27,7 +27,7 @@ def trained_tokens(model, tokenizer, rows, tmp_path):
 
     settings = main.Settings(batch_size=1, max_length=128, learning_rate=1e-3)
     trainer = SFTTrainer(model=model, train_dataset=rows, processing_class=tokenizer,
-                         args=main.training_settings(settings, tmp_path))
+                         args=main.training_settings(settings, tmp_path, 128), data_collator=main.partial(main.collate, 10))
     return [[int(t) for t in batch["labels"][0] if t != -100] for batch in trainer.get_train_dataloader()]
 
 
@@ -169,10 +169,31 @@ def test_scoring_before_training_does_not_change_training(random_llama, tokenize
         if score_first:
             main.Classifier(model, tokenizer, form).scores(TEXTS)
         settings = main.Settings(batch_size=4, max_length=128, epochs=1, learning_rate=1e-3)
-        main.train(model, tokenizer, rows_for(tokenizer, form, TEXTS[:4]), main.training_settings(settings, tmp_path))
+        main.train(main.Classifier(model, tokenizer, form), rows_for(tokenizer, form, TEXTS[:4]), settings, tmp_path)
         adapters.append({name: p.detach().numpy().tobytes() for name, p in model.named_parameters() if p.requires_grad})
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert adapters[0] == adapters[1]
+
+
+def test_a_step_is_the_same_however_it_is_computed(random_llama, tokenizer, form, tmp_path, monkeypatch):
+    """The batch as a tree in one pass, in eight passes, and row by row with padding, as trl does by itself."""
+    rows = rows_for(tokenizer, form, [text + " again" * i for i in range(4) for text in TEXTS[:4]])
+    losses = []
+    for pass_tokens, collate in ((4096, main.collate), (1, main.collate), (4096, lambda shared, batch: padded(batch))):
+        model = main.add_adapter(main.load_model(random_llama, torch.float32), 4, 0)
+        monkeypatch.setattr(main, "collate", collate)
+        settings = main.Settings(epochs=3, max_length=128, learning_rate=1e-2, pass_tokens=pass_tokens)
+        log = main.train(main.Classifier(model, tokenizer, form), rows, settings, tmp_path)
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert len(losses[0]) == 6 and losses[0][-1] < losses[0][0] - 0.1
+    assert np.abs(np.array(losses) - losses[0]).max() < 1e-3
+
+
+def padded(batch):
+    width = max(len(row["input_ids"]) for row in batch)
+    fill = lambda name, value: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in batch])
+    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", -100),
+            "attention_mask": torch.tensor([[i < len(row["input_ids"]) for i in range(width)] for row in batch]).long()}
 
 
 def test_text_comes_through_as_written(tmp_path):
