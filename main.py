@@ -3,24 +3,118 @@
 
 import copy
 import csv
+import hashlib
 import json
 import logging
 import os
+import shutil
+import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from transformers import HfArgumentParser
+
+HERE = Path(globals().get("__file__", "main.py")).resolve().parent
+
+def option(default, help: str):
+    """A field of Settings with the text that --help prints for it."""
+    return field(default=default, metadata={"help": help})
+
+@dataclass
+class Settings:
+    """Fine-tune a 4-bit Llama with LoRA to classify texts, and judge it."""
+
+    model: str | None = option(None, "Hub id or folder of a causal language model. Default: what this machine can carry.")
+    revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
+    quantize: bool = option(True, "Keep the weights in 4 bits; --no-quantize keeps them as they are.")
+    data: str = option(str(HERE / "data" / "patient-messages"),
+                       "Hub id of a dataset, a csv, tsv, json, jsonl or parquet file, or a folder with train, validation and test files.")
+    data_config: str | None = option(None, "Configuration of a dataset on the hub, where it has several.")
+    data_revision: str | None = option(None, "Branch, tag or commit of a dataset on the hub.")
+    text_column: str = option("text", "Column with the texts.")
+    label_column: str = option("label", "Column with the classes.")
+    balance: bool = option(False, "Repeat the examples of rare classes until all are as frequent as the commonest.")
+    epochs: int = option(4, "How often training sees every example: fewer underfit a small set, more memorise it.")
+    learning_rate: float | None = option(None, "Step size of the optimizer. Default: 0.5 / width of the model; wide models need small steps.")
+    batch_size: int = option(8, "Examples an optimizer step, of all processes together.")
+    pass_tokens: int = option(4096, "Most tokens in one pass through the model: lower it when memory runs out; results stay the same.")
+    max_length: int = option(512, "Most tokens in prompt and label together. Longer texts are cut at their end.")
+    rank: int = option(32, "Rank of the LoRA matrices: the adapter's capacity.")
+    seed: int = option(42, "Fixes splits, initial adapter and order of the examples.")
+    output_dir: str | None = option(None, "The run folder, new or empty. Default: outputs/ and the time of the start.")
+    checkpoint_steps: int = option(100, "Save what is needed to go on after an interruption, every so many steps.")
+    resume: str | None = option(None, "The folder of a run that was interrupted: goes on with its settings.")
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError("--learning-rate must be above 0")
+        if self.resume and any(getattr(self, f.name) != f.default for f in fields(self) if f.name != "resume"):
+            raise ValueError("--resume takes all settings from the run: give no other option")
+
+@dataclass
+class PredictSettings:
+    """Classify texts with a finished run."""
+
+    run: str = field(metadata={"help": "The folder of a finished run."})
+    texts: list[str] = field(default_factory=list, metadata={"help": "Texts, where there is no --data."})
+    data: str | None = option(None, "A csv, tsv, json, jsonl or parquet file with texts.")
+    text_column: str = option("text", "Column with the texts.")
+    output: str | None = option(None, "A new csv or jsonl file. Default: one JSON object a line, printed.")
+    threshold: float = option(0.0, "Answers less sure than this are marked: abstain.")
+
+    def __post_init__(self):
+        if bool(self.data) == bool(self.texts):
+            raise ValueError("give either --data or --texts")
+        if self.output and Path(self.output).suffix not in (".csv", ".jsonl"):
+            raise ValueError("--output must end in .csv or .jsonl")
+
+
+@dataclass
+class MergeSettings:
+    """Add a run's adapter to its model's weights, in 16 bits, for use without peft and bitsandbytes."""
+
+    run: str = field(metadata={"help": "The folder of a finished run."})
+    output: str = field(metadata={"help": "A new folder for the merged model."})
+
+def parse_command(argv: list[str]) -> Settings | PredictSettings | MergeSettings:
+    """The command line as settings; what cannot be understood ends the program with exit code 2."""
+    commands = {"predict": PredictSettings, "merge": MergeSettings}
+    name, *rest = argv if argv and argv[0] in commands else ["", *argv]
+    kind = commands.get(name, Settings)
+    parser = HfArgumentParser(kind, allow_abbrev=False, prog=f"main.py {name}".strip(), description=kind.__doc__,
+                              epilog="" if name else "main.py predict --help and main.py merge --help: what to do with a finished run.")
+    try:
+        settings, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; see --help")
+    return settings
+
+if __name__ == "__main__":
+    parse_command(sys.argv[1:])
+
 import datasets
+import huggingface_hub
 import matplotlib.figure
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from huggingface_hub import EvalResult, ModelCardData, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError, httpx
 from safetensors import SafetensorError
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -33,63 +127,62 @@ from sklearn.metrics import (ConfusionMatrixDisplay, accuracy_score, classificat
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
-
-HERE = Path(globals().get("__file__", "main.py")).resolve().parent
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message names it and the mend."""
 
 
-def root_cause(error: BaseException) -> str:
-    """The first line of what started a chain of exceptions: libraries wrap it in general advice."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-def option(default, help: str):
-    """A field of Settings with the text that --help prints for it."""
-    return field(default=default, metadata={"help": help})
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and those it was raised from, the first cause last."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
-@dataclass
-class Settings:
-    """Everything a run can be told."""
+def one_line(error: BaseException) -> str:
+    """An exception's text in one line, not too long, or its name where it has none."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
-    model: str | None = option(None, "Hub id or folder of a causal language model. Default: what this machine can carry.")
-    data: str = option(str(HERE / "data" / "patient-messages"),
-                       "Hub id of a dataset, a csv, tsv, json, jsonl or parquet file, or a folder with train, validation and test files.")
-    text_column: str = option("text", "Column with the texts.")
-    label_column: str = option("label", "Column with the classes.")
-    output_dir: str | None = option(None, "The run folder, new or empty. Default: outputs/ and the time of the start.")
-    epochs: int = option(3, "How often training sees every example: fewer underfit a small set, more memorise it.")
-    learning_rate: float | None = option(None, "Step size of the optimizer. Default: 0.5 / width of the model; wide models need small steps.")
-    batch_size: int = option(8, "Examples an optimizer step.")
-    pass_tokens: int = option(4096, "Most tokens in one pass through the model: lower it when memory runs out; results stay the same.")
-    max_length: int = option(512, "Most tokens in prompt and label together. Longer texts are cut at their end.")
-    rank: int = option(32, "Rank of the LoRA matrices: the adapter's capacity.")
-    seed: int = option(42, "Fixes splits, initial adapter and order of the examples.")
-    balance: bool = option(False, "Repeat the examples of rare classes until all are as frequent as the commonest.")
-
-def parse(parser: HfArgumentParser, argv: list[str]) -> list:
-    """What the parser makes of the command line; unknown options and wrong types end the program with exit code 2."""
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True, look_for_args_file=False)
-    if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}; see --help")
-    return parsed
+HUB_MENDS = {  # by the name of the exception; the first that fits
+    "GatedRepoError": "its owner gives access on request: ask for it on its page on the hub, and log in with `hf auth login`",
+    "RevisionNotFoundError": "there is no such revision: check --{revision}",
+    "RepositoryNotFoundError": "there is no such folder, and the hub shows nothing of that name: check --{name}, and where it is private log in with `hf auth login`",
+    "HFValidationError": "there is no such folder, and nothing on the hub can have that name: check --{name}",
+    "TransportError": "the download broke off: try again",
+    "LocalEntryNotFoundError": "{offline}", "ConnectionError": "{offline}",
+    "HfHubHTTPError": "the hub refuses the login: log in again with `hf auth login`",
+}
 
 
-def parse_settings(argv: list[str]) -> Settings:
-    """Read the command line of a training run."""
-    parser = HfArgumentParser(Settings, allow_abbrev=False, description="Fine-tune a 4-bit Llama with LoRA to classify texts, and judge it.",
-                              epilog="main.py predict --help: how to classify texts with a finished run.")
-    [settings] = parse(parser, argv)
-    for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank"):
-        if getattr(settings, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if settings.learning_rate is not None and settings.learning_rate <= 0:
-        parser.error("--learning-rate must be above 0")
-    return settings
+def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
+    """What to say when a folder or something on the hub cannot be loaded; `option_name` is "model" or "data"."""
+    chain = causes(error)
+    kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]
+    offline = ("HF_HUB_OFFLINE is set and the cache does not hold it: check --{name}, or unset the variable" if os.environ.get("HF_HUB_OFFLINE")
+               else "the hub does not answer and the cache does not hold it: try again, or name a folder").format(name=option_name)
+    mend = next((mend for kind, mend in HUB_MENDS.items() if kind in kinds), None)
+    if mend is None:
+        mend = f"{one_line(chain[-1])}: check --{{name}}" + (", and choose among configurations with --data-config" if "onfig name" in str(error) or "BuilderConfig" in str(error) else "")
+    revision = "revision" if option_name == "model" else "data-revision"
+    return InputError(f"cannot load the {option_name} {name}: {mend.format(name=option_name, revision=revision, offline=offline)}")
+
+
+def ask_hub(name: str, option_name: str, revision: str | None) -> None:
+    """Raise what the hub answers when asked for a model or dataset once; where it does not answer, go on without it."""
+    if Path(name).exists() or constants.is_offline_mode():
+        return
+    file, kind = ("config.json", "model") if option_name == "model" else (f"{name.split('/')[-1]}.py", "dataset")
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind, revision=revision))
+    except EntryNotFoundError:
+        pass  # there is such a repository, and that was the question
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        if getattr(getattr(error, "response", None), "status_code", 503) in (401, 403, 404):
+            raise
+        print(f"warning: the hub does not answer ({one_line(error)}): only its cache on this machine is used")
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 def at_terminal() -> bool:
     """True where a progress bar can be drawn; Emacs opens a terminal too, but a dumb one."""
@@ -99,7 +192,8 @@ def at_terminal() -> bool:
 def quieten_libraries() -> None:
     """Leave errors on, turn off the libraries' own bars and advice."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
+    for library in (transformers.utils, huggingface_hub.utils, datasets):
+        library.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers by its old name
@@ -108,32 +202,51 @@ SPLITS = ("train", "validation", "test")
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
+def check_bytes(path: Path) -> None:
+    """Raise InputError, with line and byte, where a text file is not UTF-8 or holds a NUL."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}, line {number}, byte {error.start + 1} ({line[error.start]:#04x}): not UTF-8: save the file as UTF-8") from error
+            if b"\0" in line:
+                raise InputError(f"{path}, line {number}, byte {line.index(0) + 1}: a NUL byte: remove it, or save the file as UTF-8")
+
+
 def csv_options(path: Path) -> dict:
-    """How to read a csv or tsv file so that every field is text. Raises InputError if a row would be shifted."""
+    """How to read a csv or tsv file so that every field is text. Raises InputError where a row has too many or too few fields."""
     separator = "\t" if path.suffix == ".tsv" else ","
+    csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, delimiter=separator)
-        header, first = next(lines, []), next(lines, [])
-    if len(first) > len(header):
-        raise InputError(f"{path}: the first row has {len(first)} fields and the header {len(header)}: put texts that hold {separator!r} in quotes")
+        header = next(lines, [])
+        for row, cells in enumerate(lines, start=1):
+            if cells and len(cells) != len(header):
+                raise InputError(f"{path}, row {row}, which ends in line {lines.line_num}, has {len(cells)} fields and the header {len(header)}: "
+                                 f"put texts that hold {separator!r} in quotes, and close every quote")
     return {"sep": separator, "features": Features({name: Value("string") for name in header}), "keep_default_na": False,
             "index_col": False, "skip_blank_lines": len(header) > 1}
 
-
 def read_file(path: Path) -> Dataset:
-    """The rows of a file, read by the datasets library."""
+    """The rows of a file, read by the datasets library, which keeps them on disk."""
     if path.suffix not in READERS:
         raise InputError(f"{path} is none of {', '.join(READERS)}: convert it, or mend its suffix")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty: give a file with rows")
     try:
+        if path.suffix != ".parquet":
+            check_bytes(path)
         options = csv_options(path) if READERS[path.suffix] == "csv" else {}
         return load_dataset(READERS[path.suffix], data_files=str(path), split="train", **options)
     except InputError:
         raise
     except Exception as error:  # every reader wraps its failures in its own way
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = one_line(error.__cause__ or error)
         raise InputError(f"cannot read {path}: {'empty, a file without rows' if 'corresponds to no data' in cause else cause}") from error
 
-def find_data(data: str) -> DatasetDict:
+
+def find_data(data: str, config: str | None = None, revision: str | None = None) -> DatasetDict:
     """A file, a folder of split files, or a dataset on the hub, with whatever splits it has."""
     path = Path(data)
     if path.is_file():
@@ -144,23 +257,34 @@ def find_data(data: str) -> DatasetDict:
             raise InputError(f"{data} must hold one train file, and at most one validation and one test file, of {', '.join(READERS)}")
         return DatasetDict({split: read_file(found[0]) for split, found in files.items() if found})
     try:
-        return DatasetDict(load_dataset(data))
+        ask_hub(data, "data", revision)
+        return DatasetDict(load_dataset(data, config, revision=revision))
     except Exception as error:
-        raise InputError(f"no file, folder or reachable hub dataset is called {data} ({root_cause(error)}): check --data") from error
+        raise cannot_load(error, data, "data") from error
+
+def require_column(split: Dataset, column: str, option_name: str) -> None:
+    """Raise InputError if there is no such column."""
+    if column not in split.column_names:
+        raise InputError(f"no column {column!r}; there are {', '.join(split.column_names)}: choose with {option_name}")
+
 
 def two_columns(split: Dataset, text_column: str, label_column: str) -> Dataset:
     """Keep the text and the label, as strings, under the names `text` and `label`."""
-    for option_name, column in (("--text-column", text_column), ("--label-column", label_column)):
-        if column not in split.column_names:
-            raise InputError(f"no column {column!r}; there are {', '.join(split.column_names)}: choose with {option_name}")
+    require_column(split, text_column, "--text-column")
+    require_column(split, label_column, "--label-column")
     names = split.features[label_column]
-    columns = {"text": split[text_column], "label": split[label_column]}
-    if isinstance(names, ClassLabel):
-        columns["label"] = [None if i is None or i < 0 else names.int2str(i) for i in columns["label"]]
-    for row, (text, label) in enumerate(zip(*columns.values()), start=1):
-        if text is None or label is None or not str(label).strip():
-            raise InputError(f"row {row} has no {'text' if text is None else 'label'}: fill it in or remove the row")
-    return Dataset.from_dict({name: [str(value) for value in values] for name, values in columns.items()})
+
+    def as_strings(batch, rows):
+        texts, given = batch[text_column], batch[label_column]
+        if isinstance(names, ClassLabel):
+            given = [None if i is None or i < 0 else names.int2str(i) for i in given]
+        for row, text, label in zip(rows, texts, given):
+            if text is None or label is None or not str(label).strip():
+                raise InputError(f"row {row + 1} has no {'text' if text is None else 'label'}: fill it in or remove the row")
+        return {"text": [str(text) for text in texts], "label": [str(label) for label in given]}
+
+    return split.map(as_strings, with_indices=True, batched=True, remove_columns=split.column_names,
+                     features=Features({"text": Value("string"), "label": Value("string")}))
 
 def cut_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Divide a split in two, stratified by label; the second part has `size` rows, and no fewer than there are labels."""
@@ -171,23 +295,40 @@ def cut_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
         raise InputError(f"the data cannot be split by class ({error}): add examples, or give validation and test files") from error
     return split.select(kept), split.select(cut)
 
+def keys(texts) -> np.ndarray:
+    """A number for each text, the same for texts that differ in case and white space alone: (texts,), uint64."""
+    digest = lambda text: hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    return np.frombuffer(b"".join(map(digest, texts)), dtype=np.uint64)
 
-def load_splits(data: str, text_column: str, label_column: str, seed: int) -> DatasetDict:
-    """Train, validation and test splits with the string columns `text` and `label`."""
-    found = find_data(data)
-    splits = DatasetDict({name: two_columns(found[name], text_column, label_column) for name in SPLITS if name in found})
+
+def without_repeats(splits: DatasetDict) -> DatasetDict:
+    """The splits without what of training is also in validation or test, and what of validation is also in test; says what it drops."""
+    kept = DatasetDict(splits)
+    for name, later in (("validation", ["test"]), ("train", ["validation", "test"])):
+        repeated = np.isin(keys(splits[name]["text"]), np.concatenate([keys(splits[other]["text"]) for other in later]))
+        if repeated.any():
+            print(f"warning: {repeated.sum()} texts of the {name} split are also in {' or '.join(later)}: dropped from {name}")
+            kept[name] = splits[name].select(np.flatnonzero(~repeated))
+    return kept
+
+def load_splits(settings: Settings) -> DatasetDict:
+    """Train, validation and test splits with the string columns `text` and `label`; no text of a later split is in an earlier one."""
+    data = settings.data
+    found = find_data(data, settings.data_config, settings.data_revision)
+    splits = DatasetDict({name: two_columns(found[name], settings.text_column, settings.label_column) for name in SPLITS if name in found})
     if "train" not in splits or any(len(split) == 0 for split in splits.values()):
         raise InputError(f"{data} has an empty or missing split: every split needs rows")
     if "test" in splits and len(splits["test"]) < 2:
         raise InputError(f"{data} has a test split of one row: nothing can be said of its accuracy")
-    if len(set(splits["train"]["label"])) < 2:
-        raise InputError(f"{data} has a single class in column {label_column!r}: there is nothing to tell apart")
+    if len(splits["train"].unique("label")) < 2:
+        raise InputError(f"{data} has a single class in column {settings.label_column!r}: there is nothing to tell apart")
     if "test" not in splits:
-        splits["train"], splits["test"] = cut_off(splits["train"], len(splits["train"]) // 5, seed)
+        splits["train"], splits["test"] = cut_off(splits["train"], len(splits["train"]) // 5, settings.seed)
     if "validation" not in splits:
-        splits["train"], splits["validation"] = cut_off(splits["train"], len(splits["train"]) // 10, seed)
+        splits["train"], splits["validation"] = cut_off(splits["train"], len(splits["train"]) // 10, settings.seed)
+    splits = without_repeats(splits)
     for name in ("validation", "test"):
-        unknown = sorted(set(splits[name]["label"]) - set(splits["train"]["label"]))
+        unknown = sorted(set(splits[name].unique("label")) - set(splits["train"].unique("label")))
         if unknown:
             raise InputError(f"the {name} split has labels that training never sees: {', '.join(unknown)}: add examples or remove the rows")
     return splits
@@ -212,42 +353,44 @@ def choose_model(asked: str | None) -> tuple[str, str]:
 def choose_precision() -> tuple[torch.dtype, str]:
     """The number format to compute in, and the reason. Weights rest in 4 bits all the same."""
     if not torch.cuda.is_available():
-        return torch.float32, "a processor has no faster format that is as exact"
+        apple = " (Apple's GPU is left alone: not tested)" if torch.backends.mps.is_available() else ""
+        return torch.float32, f"a processor has no faster format that is as exact{apple}"
+    amd = " (on ROCm this was not tested)" if torch.version.hip else ""
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16, "this GPU computes bfloat16 natively"
-    return torch.float16, "this GPU only emulates bfloat16"
+        return torch.bfloat16, f"this GPU computes bfloat16 natively{amd}"
+    return torch.float16, f"this GPU only emulates bfloat16{amd}"
 
 PLAIN_TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ message['role'] }}:\n\n{{ message['content'] }}{{ eos_token }}\n"
                   "{% endfor %}{% if add_generation_prompt %}assistant:\n\n{% endif %}")
 
 
-def load_pretrained(loader, name: str, **options):
+def load_pretrained(loader, name: str, revision: str | None = None, **options):
     """`loader.from_pretrained` with its failures in one line."""
     try:
-        return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"no folder or reachable hub model called {name} can be loaded ({root_cause(error)}): check --model") from error
+        ask_hub(name, "model", revision)
+        return loader.from_pretrained(name, revision=revision or "main", **options)
+    except Exception as error:  # what the hub, the file system and the readers of weights raise has no common class
+        raise cannot_load(error, name, "model") from error
 
 
-def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and a padding token where it brings none."""
-    tokenizer = load_pretrained(AutoTokenizer, name)
+    tokenizer = load_pretrained(AutoTokenizer, name, revision)
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {name} has no end token: choose another --model")
     tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
-def load_model(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """The model with its linear layers in 4 bits, computing in `dtype`, on the GPU if there is one."""
-    import bitsandbytes  # slow to import and chatty: only where it is needed, like peft and trl below
-
+def load_model(name: str, dtype: torch.dtype, revision: str | None = None, quantize: bool = True) -> transformers.PreTrainedModel:
+    """The model, computing in `dtype`, its linear layers in 4 bits, on this process's GPU if there is one."""
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                    bnb_4bit_compute_dtype=dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_pretrained(AutoModelForCausalLM, name, quantization_config=four_bits, dtype=dtype, device_map={"": device})
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model = load_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype, device_map={"": device}, use_safetensors=True,
+                            quantization_config=four_bits if quantize else None)
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model.eval()
 
@@ -276,24 +419,58 @@ def make_format(tokenizer, labels: list[str], max_length: int, examples: list[tu
     filled = as_written(tokenizer, [content for example in examples for content in example])
     before = pieces[0] + [token for content, piece in zip(filled, pieces[1:]) for token in content + piece]
     completions = {label: ids + [tokenizer.eos_token_id] for label, ids in zip(labels, as_written(tokenizer, labels))}
+    if len(set(map(tuple, completions.values()))) < len(labels):
+        raise InputError("two labels are the same to the tokenizer: rename one of " + ", ".join(labels))
     text_room = max_length - len(before) - len(after) - max(map(len, completions.values()))
     if text_room < 8:
         raise InputError(f"--max-length {max_length} leaves {text_room} tokens for the text: raise it")
     return PromptFormat(before, after, completions, text_room)
 
-def encode_texts(tokenizer, texts: list[str], form: PromptFormat) -> tuple[list[list[int]], int]:
-    """Each prompt's token ids from the text on (after `form.before`), and how many texts had to be shortened."""
-    encoded = as_written(tokenizer, texts)
-    return [ids[:form.text_room] + form.after for ids in encoded], sum(len(ids) > form.text_room for ids in encoded)
+def encode_texts(tokenizer, texts: list[str], form: PromptFormat) -> list[list[int]]:
+    """Each prompt's token ids from the text on (after `form.before`); a text that is too long is cut at its end."""
+    return [ids[:form.text_room] + form.after for ids in as_written(tokenizer, texts)]
 
 
-def training_rows(encoded: list[list[int]], labels: list[str], form: PromptFormat) -> Dataset:
+def training_rows(split: Dataset, tokenizer, form: PromptFormat) -> Dataset:
     """What SFTTrainer takes: token ids, and a mask that is 1 where the loss is computed: on the completion only."""
-    prompts = [form.before + ids for ids in encoded]
-    return Dataset.from_list([
-        {"input_ids": prompt + form.completions[label],
-         "completion_mask": [0] * len(prompt) + [1] * len(form.completions[label])}
-        for prompt, label in zip(prompts, labels)])
+    def rows(batch):
+        prompts = [form.before + ids for ids in encode_texts(tokenizer, batch["text"], form)]
+        completions = [form.completions[label] for label in batch["label"]]
+        return {"input_ids": [prompt + completion for prompt, completion in zip(prompts, completions)],
+                "completion_mask": [[0] * len(prompt) + [1] * len(completion) for prompt, completion in zip(prompts, completions)]}
+
+    return split.map(rows, batched=True, remove_columns=split.column_names)
+
+def audit_split(split: Dataset, tokenizer, form: PromptFormat) -> dict:
+    """Counts of what may be wrong with a split, and the SHA-256 of its texts and labels."""
+    lengths, empty, garbled, digest = [], 0, 0, hashlib.sha256()
+    for batch in split.iter(1000):
+        lengths += map(len, as_written(tokenizer, batch["text"]))
+        empty += sum(not text.strip() for text in batch["text"])
+        garbled += sum("\ufffd" in text or "Ã" in text or "â€" in text for text in batch["text"])
+        digest.update(json.dumps(batch).encode())
+    classes, texts = Counter(split["label"]), keys(split["text"])
+    return {"rows": len(split), "classes": len(classes), "rarest": min(classes.values()), "empty": empty, "repeated": len(texts) - len(np.unique(texts)),
+            "garbled": garbled, "median_tokens": int(np.median(lengths)), "most_tokens": max(lengths),
+            "shortened": sum(length > form.text_room for length in lengths), "labels": dict(classes.most_common()), "sha256": digest.hexdigest()}
+
+
+def audit(splits: DatasetDict, tokenizer, form: PromptFormat) -> dict[str, dict]:
+    """audit_split of each split, printed as a table with one warning for each kind of trouble."""
+    found = {name: audit_split(split, tokenizer, form) for name, split in splits.items()}
+    columns = [name for name in found["train"] if name not in ("labels", "sha256")]
+    print(f"{'':12}" + "".join(f"{name:>15}" for name in columns))
+    for split, counts in found.items():
+        print(f"{split:12}" + "".join(f"{counts[name]:>15,}" for name in columns))
+    for kind, advice in (("empty", "are empty: they can only be guessed"), ("repeated", "stand in their split more than once"),
+                         ("garbled", "look as if read in a wrong encoding: save the file as UTF-8"),
+                         ("shortened", "are too long and lose their end: raise --max-length if the model allows it")):
+        if count := sum(counts[kind] for counts in found.values()):
+            print(f"warning: {count:,} texts {advice}")
+    similar = Counter(" ".join(label.casefold().split()) for label in form.completions)
+    if alike := [label for label in form.completions if similar[" ".join(label.casefold().split())] > 1]:
+        print(f"warning: labels differ in case or white space alone: {', '.join(map(repr, alike))}")
+    return found
 
 def side_by_side(trunk: int, branches: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions (L,) and boolean mask (L, L), row sees column, of a trunk of tokens and of branches that each go on from it alone."""
@@ -389,8 +566,15 @@ class Classifier:
         """Log-probability of every label for every text, (texts, labels)."""
         if isinstance(texts, str):
             raise TypeError("give a list of texts, not one text")
-        encoded, _ = encode_texts(self.tokenizer, texts, self.form)
-        return score_labels(self.model, encoded, self.form, self.tokenizer.pad_token_id, self.pass_tokens)
+        state, blocks = PartialState(), []
+        for start in range(0, max(1, len(texts)), 10_000):  # a block at a time: token ids take more room than texts
+            block = texts[start:start + 10_000]
+            encoded = encode_texts(self.tokenizer, block[state.process_index::state.num_processes], self.form)
+            own = score_labels(self.model, encoded, self.form, self.tokenizer.pad_token_id, self.pass_tokens)
+            blocks.append(np.empty((len(block), len(self.labels))))
+            for process, scores in enumerate(gather_object([own])):  # where several processes share the work
+                blocks[-1][process::state.num_processes] = scores
+        return np.concatenate(blocks)
 
     def predict_proba(self, texts: list[str]) -> np.ndarray:
         """Probability of every label for every text, (texts, labels); rows sum to 1."""
@@ -445,10 +629,11 @@ def scoreboard(systems: dict[str, dict[str, float]]) -> str:
 
 def fit_tfidf(train: Dataset, validation: Dataset):
     """TF-IDF of words and word pairs with logistic regression; C is the one of four with the least log-loss on validation."""
-    fitted = [make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"),
-                            LogisticRegression(C=c, max_iter=2000)).fit(train["text"][:], train["label"][:]) for c in (1, 10, 100, 1000)]
-    loss = lambda pipeline: log_loss(validation["label"][:], pipeline.predict_proba(validation["text"][:]), labels=pipeline.classes_)
-    return min(fitted, key=loss)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    features, truth = words.fit_transform(train["text"]), train["label"][:]
+    fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, truth) for c in (1, 10, 100, 1000)]
+    unseen = words.transform(validation["text"])
+    return make_pipeline(words, min(fitted, key=lambda one: log_loss(validation["label"][:], one.predict_proba(unseen), labels=one.classes_)))
 
 
 def judge_baselines(splits: DatasetDict) -> dict[str, tuple[list[np.ndarray], float]]:
@@ -470,22 +655,24 @@ def draw_examples(train: Dataset, classifier: Classifier, room: int, seed: int) 
     for label, same in rows.items():
         usual = np.median([len(texts[i]) for i in same])
         rows[label] = [i for i in same if len(texts[i]) <= usual]
-    examples = []
+    empty = [len(make_format(classifier.tokenizer, classifier.labels, 10**6, [("", "")] * count).before) for count in (1, 2)]
+    cost = lambda i: empty[1] - empty[0] + sum(map(len, as_written(classifier.tokenizer, [texts[i], labels[i]])))
+    examples, used = [], 2 * empty[0] - empty[1]
     for turn in range(max(map(len, rows.values()))):
         drawn = [rows[label][turn] for label in random.permutation(classifier.labels) if turn < len(rows[label])]
-        for count in range(len(drawn), 0, -1):  # half a turn only where not even the first fits whole
-            longer = examples + [(texts[i], labels[i]) for i in drawn[:count]]
-            if len(make_format(classifier.tokenizer, classifier.labels, 10**6, longer).before) <= room:
-                examples = longer
-                break
-            if examples:
-                return examples
+        ends = used + np.cumsum([cost(i) for i in drawn])
+        fitting = drawn[:int((ends <= room).sum())]
+        if fitting == drawn or not examples:  # half a turn only where not even the first fits whole
+            examples += [(texts[i], labels[i]) for i in fitting]
+        if fitting != drawn:
+            break
+        used = ends[-1]
     return examples
 
 def few_shot(train: Dataset, classifier: Classifier, texts: list[str], seed: int) -> Classifier:
     """The same model with examples in its prompt: 2,048 tokens of them, or half the context where that is less."""
     form, context = classifier.form, classifier.model.config.max_position_embeddings
-    longest = max(map(len, encode_texts(classifier.tokenizer, texts, form)[0])) + max(map(len, form.completions.values())) + 8
+    longest = max(map(len, encode_texts(classifier.tokenizer, texts, form))) + max(map(len, form.completions.values())) + 8
     length = min(context, max(len(form.before), min(2048, context // 2)) + longest)
     examples = draw_examples(train, classifier, length - longest, seed)
     return replace(classifier, form=make_format(classifier.tokenizer, classifier.labels, length, examples))
@@ -544,41 +731,104 @@ def default_learning_rate(model) -> float:
     return 0.5 / model.config.hidden_size
 
 
-def training_settings(settings: Settings, folder: Path, longest: int):
-    """The run's settings in the words of trl: an SFTConfig. `longest` is the most tokens of a row beyond the common beginning."""
+def rows_in_a_pass(settings: Settings, longest: int) -> int:
+    """Rows that one process takes in a pass, an even part of the batch; `longest` is the most tokens that a row adds."""
+    processes = PartialState().num_processes
+    own, rest = divmod(settings.batch_size, processes)
+    if rest or not own:
+        raise InputError(f"{processes} processes cannot share a batch of {settings.batch_size} evenly: choose a multiple for --batch-size")
+    return max(rows for rows in range(1, own + 1) if own % rows == 0 and (rows * longest <= settings.pass_tokens or rows == 1))
+
+
+def training_settings(settings: Settings, folder: Path, rows: int):
+    """The run's settings in the words of trl: an SFTConfig that takes `rows` rows in a pass."""
     from trl import SFTConfig
 
     dtype, _ = choose_precision()
-    passes = next(n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0 and
-                  (settings.batch_size // n * longest <= settings.pass_tokens or n == settings.batch_size))
     return SFTConfig(
         completion_only_loss=True,  # must be said: rows that come as token ids are otherwise trained on whole
         output_dir=str(folder), num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size // passes, gradient_accumulation_steps=passes,
+        per_device_train_batch_size=rows, gradient_accumulation_steps=settings.batch_size // (rows * PartialState().num_processes),
         learning_rate=settings.learning_rate, lr_scheduler_type="linear", warmup_steps=0.02,  # below 1: a share of all steps
         max_length=settings.max_length,
         activation_checkpointing=torch.cuda.is_available(),  # trades time for memory; a small model needs none
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
-        logging_steps=0.02, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=settings.seed,
-        disable_tqdm=not at_terminal())
+        logging_steps=0.02, logging_nan_inf_filter=False, report_to="none", seed=settings.seed, disable_tqdm=not at_terminal(),
+        save_steps=settings.checkpoint_steps, save_total_limit=2, ddp_find_unused_parameters=False)
 
-def train(classifier: Classifier, rows: Dataset, settings: Settings, folder: Path) -> list[dict[str, float]]:
-    """Train the classifier's adapter in place on training_rows; returns the log: step, loss, learning rate."""
+def write_json(path: Path, content) -> None:
+    """Write readable JSON, whole or not at all."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint but the list itself."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.name != "complete.json"}
+
+
+class MarkComplete(transformers.TrainerCallback):
+    """Writes the list when a checkpoint's files are written, by all processes."""
+
+    def on_save(self, args, state, control, **_):
+        PartialState().wait_for_everyone()
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero:
+            write_json(folder / "complete.json", digests(folder))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; says which newer ones are skipped."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            if json.loads((checkpoint / "complete.json").read_text(encoding="utf-8")) == digests(checkpoint):
+                return checkpoint
+        except (OSError, ValueError):
+            pass
+        print(f"warning: {checkpoint} is incomplete or damaged: skipped")
+    return None
+
+def careful_trainer(learning_rate: float, **arguments):
+    """An SFTTrainer for batches of one sequence, as `collate` makes them, that stops at the first number that is none."""
     from trl import SFTTrainer
 
+    class CarefulTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            targets = inputs["labels"][0, 1:]  # each token is predicted by the one before it
+            places = (targets != -100).nonzero()[:, 0]
+            logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}, logits_to_keep=places, use_cache=False).logits[0]
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets[places], reduction="sum") / num_items_in_batch
+            return loss * self.accelerator.num_processes  # num_items_in_batch counts those of all, and gradients will be averaged
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            if self.accelerator.scaler is not None:  # in float16 gradients overflow now and then, and the scaler leaves out the step
+                gradients = []
+            if not all(tensor.isfinite().all() for tensor in (loss, *gradients)):
+                raise InputError(f"step {self.state.global_step + 1}: the loss or a gradient is infinite or not a number, and nothing was "
+                                 f"changed by it: lower --learning-rate (it is {learning_rate:.2g})")
+            return loss
+
+    return CarefulTrainer(**arguments)
+
+def train(classifier: Classifier, rows: Dataset, settings: Settings, folder: Path, resume: bool = False) -> list[dict[str, float]]:
+    """Train the classifier's adapter in place on training_rows, with checkpoints in `folder`; returns the log: step, loss, learning rate."""
     shared = len(classifier.form.before)
-    config = training_settings(settings, folder, max(map(len, rows["input_ids"])) - shared)
-    trainer = SFTTrainer(model=classifier.model, args=config, train_dataset=rows, processing_class=classifier.tokenizer,
-                         data_collator=partial(collate, shared))
+    longest = max(map(len, rows["input_ids"])) - shared
+    trainer = careful_trainer(settings.learning_rate, model=classifier.model, args=training_settings(settings, folder, rows_in_a_pass(settings, longest)),
+                              train_dataset=rows, processing_class=classifier.tokenizer, data_collator=partial(collate, shared),
+                              callbacks=[MarkComplete()])
     for parameter in classifier.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    log = trainer.state.log_history
-    if not all(np.isfinite(entry.get("loss", 0)) for entry in log):
-        raise InputError("the loss became infinite or not a number: lower --learning-rate")
-    return log
+    checkpoint = newest_checkpoint(folder) if resume else None
+    if resume:
+        print(f"going on from {checkpoint or 'the beginning: there is no complete checkpoint'}", flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return trainer.state.log_history
 
 def draw_loss(log: list[dict[str, float]], path: Path) -> str:
     """Write the training loss as a picture; returns its path."""
@@ -657,29 +907,33 @@ def show_mistakes(texts: list[str], truth: list[str], predicted: list[str], conf
     return "\n".join(f"{truth[i]} -> {predicted[i]} ({confidence[i]:.2f}): {texts[i][:300]}" for i in wrong)
 
 def make_run_folder(asked: str | None) -> Path:
-    """A new or empty folder: results are never overwritten."""
-    folder = Path(asked) if asked else HERE / "outputs" / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    """A new or empty folder, the same for all processes: results are never overwritten."""
+    [name] = broadcast_object_list([asked or str(HERE / "outputs" / datetime.now().strftime("%Y-%m-%d-%H%M%S"))])
+    folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if PartialState().is_main_process and any(folder.iterdir()):
             raise InputError(f"{folder} holds the results of another run: choose a new --output-dir")
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+        raise InputError(f"cannot write to {folder}: {error.strerror}: choose another --output-dir") from error
     return folder
 
-def write_json(path: Path, content) -> None:
-    """Write readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+def read_settings(folder: Path, option_name: str) -> Settings:
+    """The settings of a run. Raises InputError if the folder holds none."""
+    try:
+        return Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} is not the folder of a run: check {option_name}") from error
 
-def probability_columns(probabilities: np.ndarray, labels: list[str]) -> dict[str, list[float]]:
+def probability_columns(probabilities: np.ndarray, labels: list[str]) -> dict[str, np.ndarray]:
     """Columns for a table of predictions: `confidence`, and `p_` with each label."""
     columns = {"confidence": probabilities.max(1)} | {f"p_{label}": probabilities[:, i] for i, label in enumerate(labels)}
-    return {name: column.astype(float).round(6).tolist() for name, column in columns.items()}
+    return {name: column.astype(float).round(6) for name, column in columns.items()}
 
 
 def save_classifier(folder: Path, classifier: Classifier, settings: Settings) -> None:
-    """What load_classifier needs, in peft's own format, and what is needed to repeat the run."""
+    """What load_classifier needs, in peft's own format, and the versions of the libraries."""
     classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     write_json(folder / "classifier.json", {"labels": classifier.labels, "temperature": classifier.temperature})
@@ -687,54 +941,102 @@ def save_classifier(folder: Path, classifier: Classifier, settings: Settings) ->
     packages = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn"]
     write_json(folder / "versions.json", {"python": sys.version.split()[0], **{name: version(name) for name in packages}})
 
+def expected_memory(config, settings: Settings) -> str:
+    """What the ledger says of a run, in words; nothing for models that are no Llamas."""
+    if config.model_type != "llama":
+        return ""
+    tokens = min(settings.batch_size * settings.max_length, max(settings.pass_tokens, settings.max_length))
+    parts = memory_ledger(config, "qlora" if settings.quantize else "lora", 1, tokens, settings.rank, choose_precision()[0].itemsize,
+                          torch.cuda.is_available())
+    return f"memory to train: about {sum(parts.values()) / 1e9:.2f} GB, beside the libraries' own"
+
+
 def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     """Load data, tokenizer and model, and say what was chosen and why; returns the settings with the choices filled in."""
-    splits = load_splits(settings.data, settings.text_column, settings.label_column, settings.seed)
-    labels = sorted(set(splits["train"]["label"]))
-    print("data:", {name: len(split) for name, split in splits.items()}, "in", len(labels), "classes")
+    splits = load_splits(settings)
     name, reason = choose_model(settings.model)
     dtype, why = choose_precision()
     print(f"model: {name}, because {reason}")
-    print(f"precision: 4-bit weights, {dtype} arithmetic, because {why}")
-    tokenizer = load_tokenizer(name)
-    config = load_pretrained(transformers.AutoConfig, name)
-    if config.model_type == "llama":
-        parts = memory_ledger(config, "qlora", settings.batch_size, settings.max_length, settings.rank, dtype.itemsize, torch.cuda.is_available())
-        print(f"memory to train: about {sum(parts.values()) / 1e9:.2f} GB, beside the libraries' own")
-    model = load_model(name, dtype)
-    settings = replace(settings, model=str(Path(name).resolve()) if Path(name).is_dir() else name,
+    print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, because {why}")
+    tokenizer = load_tokenizer(name, settings.revision)
+    config = load_pretrained(transformers.AutoConfig, name, settings.revision)
+    print(expected_memory(config, settings), flush=True)
+    model = load_model(name, dtype, settings.revision, settings.quantize)
+    absolute = lambda place: str(Path(place).resolve()) if Path(place).exists() else place
+    settings = replace(settings, model=absolute(name), data=absolute(settings.data),
                        learning_rate=settings.learning_rate or default_learning_rate(model),
                        max_length=min(settings.max_length, model.config.max_position_embeddings))
     print(f"learning rate: {settings.learning_rate:.2g} for a width of {model.config.hidden_size}")
-    return settings, splits, Classifier(model, tokenizer, make_format(tokenizer, labels, settings.max_length), pass_tokens=settings.pass_tokens)
+    form = make_format(tokenizer, sorted(splits["train"].unique("label")), settings.max_length)
+    return settings, splits, Classifier(model, tokenizer, form, pass_tokens=settings.pass_tokens)
 
-def fine_tune(untouched: Classifier, splits: DatasetDict, settings: Settings, folder: Path):
+def check_space(folder: Path, trainable: int) -> None:
+    """Raise InputError unless three checkpoints (weights and two states in float32) and the results will fit on the disk."""
+    need, free = 40 * trainable + 50e6, shutil.disk_usage(folder).free
+    if free < need:
+        raise InputError(f"{folder} has {free / 1e6:,.0f} MB left and the run may need {need / 1e6:,.0f}: make room, or choose another --output-dir")
+
+
+def fine_tune(untouched: Classifier, splits: DatasetDict, settings: Settings, folder: Path, resume: bool = False):
     """Wrap the model, train it, fit the temperature; returns the new classifier, the training log and the seconds."""
-    tokenizer, form, start = untouched.tokenizer, untouched.form, time.perf_counter()
+    tokenizer, start = untouched.tokenizer, time.perf_counter()
     examples = balance(splits["train"], settings.seed) if settings.balance else splits["train"]
-    encoded, shortened = encode_texts(tokenizer, examples["text"], form)
-    rows = training_rows(encoded, examples["label"], form)
-    print(f"{len(rows)} examples to train on, {shortened} shortened to fit\n\nthe first example:\n{tokenizer.decode(rows[0]['input_ids'])}\n")
+    rows = training_rows(examples, tokenizer, untouched.form)
+    print(f"{len(rows)} examples to train on\n\nthe first example:\n{tokenizer.decode(rows[0]['input_ids'])}\n")
     print("trained on:", [tokenizer.decode(i) for i, m in zip(rows[0]["input_ids"], rows[0]["completion_mask"]) if m])
     tuned = replace(untouched, model=add_adapter(untouched.model, settings.rank, settings.seed))
     trainable, total = tuned.model.get_nb_trainable_parameters()
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})", flush=True)
-    log = train(tuned, rows, settings, folder)
+    check_space(folder, trainable)
+    log = train(tuned, rows, settings, folder, resume)
     tuned.temperature = fit_temperature(tuned.scores(splits["validation"]["text"]), splits["validation"]["label"][:], tuned.labels)
     return tuned, log, time.perf_counter() - start
 
-def run(settings: Settings) -> None:
+def whole_run(settings: Settings, folder: Path, resume: bool) -> None:
     """Judge the baselines and the untouched model, train, judge again; print and keep the results."""
     settings, splits, untouched = prepare(settings)
-    folder = make_run_folder(settings.output_dir)
+    found, kept = audit(splits, untouched.tokenizer, untouched.form), folder / "audit.json"
+    if resume and kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != found:
+        raise InputError(f"{settings.data} is not what it was when the run began: restore it, or begin a new run")
+    first = PartialState().is_main_process
+    if first:
+        write_json(kept, found)
+        write_json(folder / "settings.json", asdict(settings))
     print("scoring what there is before training", flush=True)
-    results = judge_baselines(splits) | judge_untouched(splits, untouched)
-    tuned, log, seconds = fine_tune(untouched, splits, settings, folder)
-    save_classifier(folder, tuned, settings)
+    results = (judge_baselines(splits) if first else {}) | judge_untouched(splits, untouched)
+    tuned, log, seconds = fine_tune(untouched, splits, settings, folder, resume)
     start = time.perf_counter()
     scores = tuned.scores(splits["test"]["text"])
     results["fine_tuned"] = [softmax(scores / tuned.temperature, axis=1)], seconds + time.perf_counter() - start
-    report(folder, splits["test"], tuned, scores, results, log)
+    if first:
+        save_classifier(folder, tuned, settings)
+        report(folder, splits["test"], tuned, scores, results, log)
+        write_card(folder, settings, found, tuned.labels)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+def run(settings: Settings) -> None:
+    """A new run, or one that was interrupted."""
+    resume = settings.resume is not None
+    folder = Path(settings.resume) if resume else make_run_folder(settings.output_dir)
+    if resume:
+        settings = read_settings(folder, "--resume")
+    if (folder / "metrics.json").exists():
+        raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+    try:
+        whole_run(settings, folder, resume)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"\nstopped: to go on, main.py --resume {folder}", file=sys.stderr)
+        raise
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            raise InputError("out of memory: lower --pass-tokens, then --max-length and --rank; what was expected stands above") from error
+        if shutil.disk_usage(folder).free < 2**20:
+            raise InputError(f"the disk is full: make room, then main.py --resume {folder}") from error
+        raise
+    finally:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, results: dict, log: list[dict[str, float]]) -> None:
     """Print scoreboard, verdict, calibration and mistakes; write metrics.json, predictions.csv and the pictures."""
@@ -759,60 +1061,96 @@ def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, r
     draw_confusion(truth, predicted, labels, folder / "confusion-matrix.png")
     draw_reliability(truth, raw, after, labels, folder / "reliability.png")
     draw_loss(log, folder / "training-loss.png")
-    print(f"\nkept in {folder}: adapter, tokenizer, classifier.json, settings.json, versions.json, metrics.json, predictions.csv, pictures")
+    print(f"\nkept in {folder}: adapter, tokenizer, classifier.json, settings.json, versions.json, audit.json, metrics.json, "
+          "predictions.csv, pictures, README.md")
+
+CARD = """---
+{yaml}
+---
+# {name}
+
+A LoRA adapter for {base} that sorts texts into {count} classes: {labels}.
+
+## Data
+
+{data}; {rows}. Fingerprints and counts are in audit.json.
+
+## Scores
+
+On {n} test rows; *seconds* on the machine that trained. {verdict}
+
+```
+{scoreboard}
+```
+
+## Limits
+
+It answers with one of its classes whatever the text is. The scores hold for texts like those of the test split and for nothing else. Its confidence was
+set by one temperature on the validation split; see reliability.png.
+
+## How to load
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+model = AutoPeftModelForCausalLM.from_pretrained("{name}", quantization_config={quantization})
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+The prompt is in settings.json's program; `main.py predict --run {name} --texts "..."` gives label and probabilities.
+"""
+
+def write_card(folder: Path, settings: Settings, found: dict[str, dict], labels: list[str]) -> None:
+    """The run's README.md, a model card."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    base, data = (Path(place).name if Path(place).exists() else place for place in (settings.model, settings.data))
+    scores = [EvalResult(task_type="text-classification", dataset_type=data, dataset_name=data, dataset_split="test", metric_type=name,
+                         metric_value=round(metrics["systems"]["fine_tuned"][name], 4)) for name in ("accuracy", "precision", "recall", "f1")]
+    facts = ModelCardData(library_name="peft", pipeline_tag="text-classification", tags=["lora", "trl", "sft"], model_name=folder.name,
+                          base_model=None if Path(settings.model).exists() else settings.model, eval_results=scores)
+    card = CARD.format(yaml=facts.to_yaml(), name=folder.name, base=base, count=len(labels), labels=", ".join(labels), data=data,
+                       rows=", ".join(f"{counts['rows']:,} for {name}" for name, counts in found.items()), n=metrics["systems"]["fine_tuned"]["n"],
+                       verdict=metrics["verdict"], scoreboard=scoreboard(metrics["systems"]),
+                       quantization='BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)' if settings.quantize else None)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 def load_classifier(run_folder: str | Path) -> Classifier:
     """The fine-tuned classifier of a run, with its temperature. Raises InputError if the folder holds none."""
     from peft import PeftModel
 
     folder = Path(run_folder)
+    settings = read_settings(folder, "--run")
     try:
         kept = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-        settings = Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} is not the folder of a finished run: check --run") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not the folder of a finished run: check --run, or go on with main.py --resume {folder}") from error
     tokenizer = load_tokenizer(str(folder))
-    model = PeftModel.from_pretrained(load_model(settings.model, choose_precision()[0]), folder)
-    return Classifier(model, tokenizer, make_format(tokenizer, kept["labels"], settings.max_length), kept["temperature"])
-
-@dataclass
-class PredictSettings:
-    """Everything `main.py predict` can be told."""
-
-    run: str = field(metadata={"help": "The folder of a finished run."})
-    data: str | None = option(None, "A csv, tsv, json, jsonl or parquet file with texts.")
-    text_column: str = option("text", "Column with the texts.")
-    output: str | None = option(None, "A new csv or jsonl file. Default: one JSON object a line, printed.")
-    threshold: float = option(0.0, "Answers less sure than this are marked: abstain.")
-
-
-def parse_predict(argv: list[str]) -> tuple[PredictSettings, list[str]]:
-    """Read the command line after `predict`: the settings, and the texts given as arguments."""
-    parser = HfArgumentParser(PredictSettings, allow_abbrev=False, prog="main.py predict", description="Classify texts with a finished run.")
-    parser.add_argument("texts", nargs="*", help="Texts, where there is no --data.")
-    settings, given = parse(parser, argv)
-    if bool(settings.data) == bool(given.texts):
-        parser.error("give either --data or texts")
-    if settings.output and Path(settings.output).suffix not in (".csv", ".jsonl"):
-        parser.error("--output must end in .csv or .jsonl")
-    return settings, given.texts
+    base = load_model(settings.model, choose_precision()[0], settings.revision, settings.quantize)
+    form = make_format(tokenizer, kept["labels"], settings.max_length)
+    return Classifier(PeftModel.from_pretrained(base, folder), tokenizer, form, kept["temperature"], settings.pass_tokens)
 
 def read_texts(data: str, text_column: str) -> list[str]:
     """The texts of a file, in its order; a missing one counts as empty."""
     if not Path(data).is_file():
         raise InputError(f"there is no file {data}: check --data")
     split = read_file(Path(data))
-    if text_column not in split.column_names:
-        raise InputError(f"no column {text_column!r}; there are {', '.join(split.column_names)}: choose with --text-column")
+    require_column(split, text_column, "--text-column")
     return ["" if text is None else str(text) for text in split[text_column]]
 
 
-def predict(settings: PredictSettings, texts: list[str]) -> None:
+def new_output(output: str) -> Path:
+    """The path of a result that does not exist yet, in a folder that does."""
+    path = Path(output)
+    if path.exists() or not path.parent.is_dir():
+        raise InputError(f"{path} {'exists already' if path.exists() else 'is in a folder that does not exist'}: name a new --output")
+    return path
+
+
+def predict(settings: PredictSettings) -> None:
     """Answer every text in its order: label, confidence, abstain, and a probability for each label."""
-    output = settings.output and Path(settings.output)
-    if output and (output.exists() or not output.parent.is_dir()):
-        raise InputError(f"{output} {'exists already' if output.exists() else 'is in a folder that does not exist'}: name a new --output")
-    texts = texts or read_texts(settings.data, settings.text_column)
+    output = new_output(settings.output) if settings.output else None
+    texts = settings.texts or read_texts(settings.data, settings.text_column)
     classifier = load_classifier(settings.run)
     probabilities = classifier.predict_proba(texts)
     columns = probability_columns(probabilities, classifier.labels)
@@ -826,18 +1164,43 @@ def predict(settings: PredictSettings, texts: list[str]) -> None:
     else:
         table.to_json(output, force_ascii=False)
 
+def merge(settings: MergeSettings) -> None:
+    """Write the merged model and say what merging changed, on up to 200 test rows of the run."""
+    from peft import PeftModel
+
+    output, folder = new_output(settings.output), Path(settings.run)
+    run_settings = read_settings(folder, "--run")
+    classifier = load_classifier(folder)
+    test = read_file(folder / "predictions.csv")
+    test = test.select(range(min(200, len(test))))
+    before = classifier.predict_proba(test["text"])
+    base = load_model(run_settings.model, torch.float32, run_settings.revision, quantize=False)
+    dtype = torch.float16 if base.config.dtype == torch.float16 else torch.bfloat16
+    PeftModel.from_pretrained(base, folder).merge_and_unload().to(dtype).save_pretrained(output)
+    classifier.tokenizer.save_pretrained(output)
+    shutil.copy(folder / "classifier.json", output)
+    after = replace(classifier, model=load_model(str(output), choose_precision()[0], quantize=False)).predict_proba(test["text"])
+    flips = sum(a != b for a, b in zip(choose(before, classifier.labels), choose(after, classifier.labels)))
+    print(f"merged into {output}, {dtype}: on {len(test)} test rows the largest change of a probability is {np.abs(before - after).max():.4f}, "
+          f"and {flips} predictions flip")
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit code."""
+    """Run the program; returns the exit code: 0, or 1 for what the user can mend, 130 and 143 when it was stopped."""
+    command = parse_command(sys.argv[1:] if argv is None else argv)
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process trains on one GPU
-    argv = sys.argv[1:] if argv is None else argv
-    command = (lambda: predict(*parse_predict(argv[1:]))) if argv[:1] == ["predict"] else (lambda: run(parse_settings(argv)))
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if not state.is_main_process:
+        sys.stdout = open(os.devnull, "w")
     quieten_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        command()
+        {Settings: run, PredictSettings: predict, MergeSettings: merge}[type(command)](command)
     except InputError as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ LABELS = ["billing", "billing and insurance", "appointments", "test results"]
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
     main.quieten_libraries()
+    torch.set_num_threads(1)  # models this small are not faster on more
 
 
 @pytest.fixture(scope="session")

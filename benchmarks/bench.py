@@ -1,0 +1,339 @@
+#!/usr/bin/env python
+"""Measure main.py against what is usual: bench.py [--smallest] [--only SECTION ...] writes bench.json and bench.png.
+
+Every figure comes from a process of its own, forked from this one, which only imports: peak memory is then the measurement's, over the same floor.
+All of it is on the processor.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+import datasets  # noqa: E402
+import notebook_style  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from datasets import DatasetDict  # noqa: E402
+from first_step import stop_after  # noqa: E402
+from show import draw, show  # noqa: E402
+
+import main as tool  # noqa: E402
+
+MODEL = str(ROOT / "data" / "tiny-llama")
+DATA = {"embedded": ROOT / "data" / "patient-messages", "banking77": ROOT.parent / "shared" / "datasets" / "banking77"}
+SIZES = {
+    "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": 4, "test": 4, "epochs": 1,
+                 "rows": [40, 80], "steps": 1},
+    "full": {"data": [name for name, folder in DATA.items() if folder.is_dir()], "labels": [2, 8, 77, 150], "lengths": [50, 100, 200, 400, 800],
+             "texts": 64, "train": 2310, "test": 770, "epochs": 3, "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 20}}
+WHOLE_JOB = 100_000  # rows up to which growth measures all parts of the job, and more than once
+
+
+# ---- data
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv file, the first of every label before the second of any: however many are taken, they are balanced."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows, seen = list(csv.DictReader(file)), {}
+    turns = [(next(seen.setdefault(row["label"], itertools.count())), row["label"]) for row in rows]
+    return [rows[i] for i in sorted(range(len(rows)), key=turns.__getitem__)]
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """A csv file with the columns text and label."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sample(data: str, folder: Path, train: int, test: int) -> str:
+    """A folder with at most so many rows of a dataset, balanced, and as many to validate as to test; returns its path."""
+    rows = {file.stem: read_rows(file) for file in DATA[data].glob("*.csv")}
+    rows.setdefault("validation", rows["train"][train:])  # else main.py would cut it from what it trains on, and the notebook would not
+    for split, same in rows.items():
+        write_rows(folder / f"{split}.csv", same[:train if split == "train" else test])
+    return str(folder)
+
+
+def made_up_labels(count: int) -> list[str]:
+    """Names as long as those of a real set of intents, at most 150."""
+    topics = ["card payment", "cash withdrawal", "bank transfer", "top up", "exchange rate", "refund", "identity check", "direct debit",
+              "virtual card", "passcode"]
+    events = ["declined", "pending", "not recognised", "charged twice", "fee", "limit", "wrong amount", "cancelled", "not received", "timing",
+              "by cheque", "abroad", "blocked", "reverted", "not working"]
+    return [f"{topic} {event}" for event in events for topic in topics][:count]
+
+
+def scoring_task(data: str, labels: int, texts: int, length: int | None) -> tuple[list[str], list[str]]:
+    """Texts and label names: a dataset's own, or made up where it has not so many; `length` makes all texts that many tokens long."""
+    rows = read_rows(DATA[data] / "test.csv")
+    own, messages = sorted({row["label"] for row in rows}), [row["text"] for row in rows]
+    if length:
+        tokenizer = tool.load_tokenizer(MODEL)
+        stream = itertools.cycle(tokenizer.encode(" ".join(messages), add_special_tokens=False))
+        messages = [tokenizer.decode(list(itertools.islice(stream, length))) for _ in range(texts)]
+    return messages[:texts], own if len(own) == labels else made_up_labels(labels)
+
+
+# ---- scoring
+
+@torch.no_grad()
+def score_pairs(classifier: tool.Classifier, texts: list[str], tokens: int = 4096) -> np.ndarray:
+    """One pass for each text and label, as evaluation harnesses do: like lengths together, padding to the right, no end token fed."""
+    form, model = classifier.form, classifier.model.eval()
+    encoded = [ids[:form.text_room] + form.after for ids in tool.as_written(classifier.tokenizer, texts)]
+    completions = list(form.completions.values())
+    scores = torch.zeros(len(encoded), len(completions))
+    pairs = sorted(np.ndindex(*scores.shape), key=lambda pair: -len(encoded[pair[0]]) - len(completions[pair[1]]))
+    while pairs:
+        longest = len(form.before) + len(encoded[pairs[0][0]]) + len(completions[pairs[0][1]]) - 1
+        batch, pairs = pairs[:max(1, tokens // longest)], pairs[max(1, tokens // longest):]
+        rows = [form.before + encoded[i] + completions[j][:-1] for i, j in batch]
+        ids = torch.tensor([row + [classifier.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # causal: what comes before padding does not see it
+        lengths = torch.tensor([len(completions[j]) for _, j in batch])
+        owner = torch.arange(len(batch)).repeat_interleave(lengths)
+        places = torch.tensor([place for row, n in zip(rows, lengths) for place in range(len(row) - n, len(row))])
+        targets = torch.tensor([token for _, j in batch for token in completions[j]])
+        log_probs = model.get_output_embeddings()(hidden[owner, places]).float().log_softmax(-1)
+        sums = torch.zeros(len(batch)).index_add(0, owner, log_probs[torch.arange(len(targets)), targets])
+        scores[tuple(torch.tensor(batch).T)] = sums
+    return scores.numpy()
+
+
+def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier:
+    """The untouched embedded Llama, asked for these labels."""
+    tokenizer = tool.load_tokenizer(MODEL)
+    model = (tool.load_model(MODEL, torch.float32) if quantized
+             else tool.load_pretrained(tool.AutoModelForCausalLM, MODEL, dtype=torch.float32).eval())
+    return tool.Classifier(model, tokenizer, tool.make_format(tokenizer, labels, model.config.max_position_embeddings))
+
+
+def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
+    """Texts a second; for `exactness`, how far our log-probabilities are from those of one pass for each pair."""
+    texts, labels = scoring_task(**task)
+    if method == "exactness":
+        gaps = {}
+        for name, quantized in (("float32", False), ("4 bits", True)):
+            classifier = classifier_for(labels, quantized)
+            gaps[name] = float(np.abs(classifier.scores(texts) - score_pairs(classifier, texts)).max())
+        return gaps
+    classifier = classifier_for(labels)
+    ask = {"one pass": classifier.scores, "pairs": lambda texts: score_pairs(classifier, texts),
+           "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
+    ask(texts[:2])  # warm
+    start = time.perf_counter()
+    answers = ask(texts)
+    figures = {"seconds": time.perf_counter() - start}
+    figures["texts_per_second"] = len(texts) / figures["seconds"]
+    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method == "generate" else {})
+
+
+def scoring_cases(size: dict) -> list[dict]:
+    """All methods at every number of labels, on the datasets as they are, and at every length of the text."""
+    tasks = [{"data": "embedded", "labels": labels, "texts": size["texts"], "length": None} for labels in size["labels"]]
+    tasks += [{"data": "banking77", "labels": 77, "texts": size["texts"], "length": None}] if "banking77" in size["data"] else []
+    long = [{"data": "embedded", "labels": 8, "texts": min(16, size["texts"]), "length": length} for length in size["lengths"]]
+    return [{"method": method, **task} for task in tasks + long for method in ("one pass", "pairs", "generate")] + \
+           [{"method": "exactness", **task, "texts": 8} for task in tasks]
+
+
+# ---- training
+
+def stock(untouched: tool.Classifier, splits: DatasetDict, settings: tool.Settings, folder: Path):
+    """As main.fine_tune, by trl's defaults."""
+    start = time.perf_counter()
+    trainer = notebook_style.train(untouched.model, untouched.tokenizer, splits["train"], untouched.labels, str(folder), epochs=settings.epochs,
+                                   learning_rate=settings.learning_rate, rank=settings.rank, seed=settings.seed)
+    return tool.replace(untouched, model=trainer.model), trainer.state.log_history, time.perf_counter() - start
+
+
+def train(folder: Path, run: int, method: str, data: str, train: int, test: int, epochs: int) -> dict[str, float]:
+    """Examples a second of the optimizer's steps, seconds with all preparation, and the accuracy it came to; each run has its own seed."""
+    settings = tool.Settings(data=sample(data, folder, train, test), epochs=epochs, seed=42 + run)
+    settings, splits, untouched = tool.prepare(settings)
+    (folder / "run").mkdir()
+    tuned, log, seconds = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
+    steps = next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
+    figures = {"examples_per_second": len(splits["train"]) * epochs / steps, "steps_seconds": steps, "seconds": seconds, "peak_mb": peak()}
+    right = np.array(tuned.predict(splits["test"]["text"][:])) == np.array(splits["test"]["label"][:])
+    return figures | {"accuracy": float(right.mean()), "batch_size": settings.batch_size}
+
+
+def training_cases(size: dict) -> list[dict]:
+    """Both trainers on every dataset."""
+    keep = {name: size[name] for name in ("train", "test", "epochs")}
+    return [{"method": method, "data": data, **keep} for data in size["data"] for method in ("ours", "stock")]
+
+
+# ---- start-up
+
+def start_up(folder: Path, run: int, method: str) -> dict[str, float]:
+    """Seconds of `main.py --help`, or to the first training step and of what it is made up of, in a new interpreter."""
+    start = time.time()
+    command = {"help": [ROOT / "main.py", "--help"], "first step": [HERE / "first_step.py", str(start), folder / "run"]}[method]
+    done = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True)
+    return {"--help": time.time() - start} if method == "help" else json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- growth
+
+def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
+    """Seconds of the job's parts at so many rows, and the peak memory after each, in the order in which they are done.
+
+    The rows are the first eight words of the embedded messages with two numbers, so that no two are the same: long texts would take hours.
+    """
+    messages = [row for split in ("train", "validation", "test") for row in read_rows(DATA["embedded"] / f"{split}.csv")]
+    write_rows(folder / "rows.csv", [{"text": " ".join([str(i // 1000), *row["text"].split()[:8], str(i % 1000)]), "label": row["label"]}
+                                     for i, row in enumerate(itertools.islice(itertools.cycle(messages), rows))])
+    figures = {}
+
+    def note(part: str, function: Callable, *arguments):
+        start = time.perf_counter()
+        result = function(*arguments)
+        figures[part], figures[f"{part} peak_mb"] = time.perf_counter() - start, peak()
+        return result
+
+    tool.load_splits = partial(note, "read", tool.load_splits)
+    tool.training_rows = partial(note, "training rows", tool.training_rows)
+    settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv")))
+    every = datasets.concatenate_datasets(list(splits.values()))
+    texts = every["text"][:]
+    note("tokenize", tool.as_written, untouched.tokenizer, texts)
+    scores = note("score", untouched.scores, texts)
+    if rows <= WHOLE_JOB:
+        note("baselines", tool.judge_baselines, splits)
+        some = DatasetDict(train=splits["train"], validation=splits["validation"].select(range(8)))
+        stop_after(tool, steps)
+        tuned, log, _ = note("train some steps", tool.fine_tune, untouched, some, settings, folder)
+        systems = ("majority", "tfidf", "zero_shot", "few_shot", "fine_tuned")
+        probabilities = tool.softmax(scores, axis=1)
+        note("report", tool.report, folder, every, tuned, scores, {name: ([probabilities], 0.0) for name in systems}, log)
+    return figures
+
+
+# ---- end to end
+
+def end_to_end(folder: Path, run: int, method: str, data: str, train: int, test: int, epochs: int) -> dict[str, float]:
+    """Seconds and memory of the whole program in a new interpreter, and its accuracy."""
+    out, script = folder / "run", {"ours": ROOT / "main.py", "notebook": HERE / "notebook_style.py"}[method]
+    command = [sys.executable, script, "--data", sample(data, folder, train, test), "--epochs", str(epochs), "--seed", str(42 + run)]
+    start = time.time()
+    done = subprocess.run(command + (["--output-dir", out] if method == "ours" else []), check=True, stdout=subprocess.PIPE, text=True)
+    figures = {"seconds": time.time() - start, "peak_mb": peak(RUSAGE_CHILDREN)}
+    last = json.loads(done.stdout.splitlines()[-1] if method == "notebook" else (out / "metrics.json").read_text())
+    return figures | ({"accuracy": last["systems"]["fine_tuned"]["accuracy"]} if method == "ours" else last)
+
+
+def end_to_end_cases(size: dict) -> list[dict]:
+    """Both programs on every dataset."""
+    return [case | {"method": case["method"].replace("stock", "notebook")} for case in training_cases(size)]
+
+
+SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases), "startup": (start_up, lambda size: [{"method": "help"}, {"method": "first step"}]),
+            "growth": (grow, lambda size: [{"rows": rows, "steps": size["steps"]} for rows in size["rows"]]),
+            "end_to_end": (end_to_end, end_to_end_cases)}
+
+
+# ---- running and showing
+
+def peak(who: int = RUSAGE_SELF) -> float:
+    """The most memory this process, or the largest of its ended children, has held, in MB (Linux counts in kB)."""
+    return getrusage(who).ru_maxrss / 1024
+
+
+def answer(measurement: Callable, arguments: dict, folder: Path) -> None:
+    """In the forked process: measure, with all that is printed in a file, and leave the figures in another."""
+    with (folder / "log.txt").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    cache = str(folder / "cache")  # nothing is read faster because another run has read it
+    os.environ["HF_DATASETS_CACHE"] = datasets.config.HF_DATASETS_CACHE = cache
+    tool.quieten_libraries()
+    floor = peak()
+    figures = measurement(folder, **arguments)
+    figures = {"peak_mb": peak()} | figures
+    (folder / "figures.json").write_text(json.dumps(figures | {"own_mb": figures["peak_mb"] - floor}))
+
+
+def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -> list[dict]:
+    """Median, mean and range of every figure of every case. Runs are interleaved: a, b, c, a, b, c; what time cannot change is measured once."""
+    once = lambda case: case.get("method") == "exactness" or case.get("rows", 0) > WHOLE_JOB
+    todo = [(run, i) for run in range(runs) for i, case in enumerate(cases) if run == 0 or not once(case)]
+    found = [[] for _ in cases]
+    for first in range(0, len(todo), at_once):
+        with TemporaryDirectory(prefix="bench-") as name:
+            children = []
+            for run, i in todo[first:first + at_once]:
+                folder = Path(name) / str(i)
+                folder.mkdir()
+                child = get_context("fork").Process(target=answer, args=(measurement, {"run": run, **cases[i]}, folder))
+                child.start()
+                children.append((child, i, folder))
+            for child, i, folder in children:
+                child.join()
+                if child.exitcode:
+                    raise RuntimeError(f"{measurement.__name__} {cases[i]} ended with {child.exitcode}\n{(folder / 'log.txt').read_text()[-3000:]}")
+                found[i].append(json.loads((folder / "figures.json").read_text()))
+                print(measurement.__name__, cases[i], {name: float(f"{value:.4g}") for name, value in found[i][-1].items()}, file=sys.stderr, flush=True)
+    return [{"case": case} | {name: summary([figures[name] for figures in same]) for name in same[0]} for case, same in zip(cases, found)]
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, mean and range of some runs."""
+    return {"median": float(np.median(values)), "mean": float(np.mean(values)), "low": min(values), "high": max(values), "runs": len(values)}
+
+
+def machine() -> dict[str, str | int]:
+    """What it was measured on."""
+    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {"processor": (models or [platform.processor() or platform.machine()])[0], "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads()} | {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")}
+
+
+def main() -> None:
+    """Measure the sections asked for; each is kept as soon as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smallest", action="store_true", help="see that everything works, in a minute; the times mean nothing")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure these, keep what bench.json has of the others")
+    parser.add_argument("--runs", type=int, default=None, help="runs of every measurement (3; 1 at the smallest size)")
+    parser.add_argument("--rows", type=int, nargs="+", help="numbers of rows for growth")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs", help="where bench.json and bench.png go")
+    args = parser.parse_args()
+    name = "smallest" if args.smallest else "full"
+    size = SIZES[name] | ({"rows": args.rows} if args.rows else {})
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    kept = args.output_dir / "bench.json"
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for section in args.only:
+        measurement, cases = SECTIONS[section]
+        rows = measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1)
+        results[section] = {"size": name, "machine": machine(), "rows": rows}
+        kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(show(section, results[section]), flush=True)
+        if section == "scoring":
+            assert all(row["float32"]["high"] < 1e-3 for row in rows if row["case"]["method"] == "exactness"), "one pass is not exact"
+    draw(results, args.output_dir / "bench.png")
+
+
+if __name__ == "__main__":
+    main()

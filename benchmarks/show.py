@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""Tables and picture of what bench.py measured: python show.py [bench.json]."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+PAIR_GOALS = {("pairs", 8): 3, ("pairs", 77): 8, ("generate", 77): 15}  # how many times as fast as these ours shall be, at so many labels
+TRAINING_GOAL, END_TO_END_GOAL, MAIN_JOB_SECONDS = 1.5, 3, 180
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    """Plain text in columns."""
+    lines = [list(map(str, line)) for line in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def spread(figure: dict[str, float]) -> str:
+    """The median, and the range where there is one."""
+    return f"{figure['median']:.2f}" + (f" ({figure['low']:.2f} - {figure['high']:.2f})" if figure["runs"] > 1 else "")
+
+
+def memory(row: dict) -> str:
+    """Peak memory, and what of it was beyond the imported libraries."""
+    return f"{row['peak_mb']['median']:.0f} ({row['own_mb']['median']:.0f})"
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """The exponent k of y = c x^k that fits best."""
+    return float(np.polyfit(*np.log(np.array(points)).T, 1)[0]) if len(points) > 1 else float("nan")
+
+
+def show_scoring(rows: list[dict]) -> str:
+    """Speeds, exactness, and how the time grows with the length of the text."""
+    task = lambda row: tuple(row["case"][name] for name in ("data", "labels", "length"))
+    timed = [row for row in rows if row["case"]["method"] != "exactness"]
+    ours = {task(row): row["texts_per_second"]["median"] for row in timed if row["case"]["method"] == "one pass"}
+    lines, times = [], {}
+    for row in timed:
+        data, labels, length = task(row)
+        method, goal = row["case"]["method"], PAIR_GOALS.get((row["case"]["method"], labels))
+        lines.append([data, labels, length or "as is", method, spread(row["texts_per_second"]), memory(row),
+                      f"{row['no_label']['median']:.0%}" if "no_label" in row else "never",
+                      f"{ours[task(row)] / row['texts_per_second']['median']:.1f}x", f"{goal}x" if goal and not length else ""])
+        if length:
+            times.setdefault(method, []).append((length, row["seconds"]["median"]))
+    exact = [[*task(row)[:2], *(f"{row[name]['median']:.1e}" for name in ("float32", "4 bits"))]
+             for row in rows if row["case"]["method"] == "exactness"]
+    return "\n".join([
+        table(["data", "labels", "text tokens", "method", "texts a second", "peak MB (own)", "no label", "ours is", "goal"], lines),
+        "\nlargest difference of a log-probability, one pass against pairs:", table(["data", "labels", "float32", "4 bits"], exact), "",
+        *(f"time grows as the text's length to the power {slope(points):.2f}: {method}" for method, points in times.items())])
+
+
+def show_training(rows: list[dict]) -> str:
+    """Speed, memory and accuracy."""
+    ours = {row["case"]["data"]: row["examples_per_second"]["median"] for row in rows if row["case"]["method"] == "ours"}
+    return table(["data", "method", "examples a second", "peak MB (own)", "accuracy (mean)", "ours is", "goal"], [
+        [case["data"], case["method"], spread(row["examples_per_second"]), memory(row), f"{row['accuracy']['mean']:.3f}",
+         f"{ours[case['data']] / row['examples_per_second']['median']:.1f}x", f"{TRAINING_GOAL}x" if case["method"] == "stock" else ""]
+        for row in rows for case in [row["case"]]])
+
+
+def show_startup(rows: list[dict]) -> str:
+    """Seconds of each part."""
+    return table(["part", "seconds"], [[name, spread(figure)] for row in rows for name, figure in row.items() if name not in ("case", "peak_mb", "own_mb")])
+
+
+def show_growth(rows: list[dict]) -> str:
+    """Seconds of each part and peak memory after it, at each number of rows, and how the time grows."""
+    lines = []
+    for part in [name for name in rows[0] if f"{name} peak_mb" in rows[0]]:
+        points = [(row["case"]["rows"], row[part]["median"]) for row in rows if part in row]
+        lines.append([part, *(f"{row[part]['median']:.2f} s, {row[f'{part} peak_mb']['median']:.0f} MB" if part in row else "" for row in rows),
+                      f"{slope(points):.2f}"])
+    return table(["part", *(f"{row['case']['rows']:,} rows" for row in rows), "exponent"], lines)
+
+
+def show_end_to_end(rows: list[dict]) -> str:
+    """Seconds, memory and accuracy."""
+    ours = {row["case"]["data"]: row["seconds"]["median"] for row in rows if row["case"]["method"] == "ours"}
+    goals = {("ours", "embedded"): f"{MAIN_JOB_SECONDS} s"}
+    return table(["data", "program", "seconds", "peak MB", "accuracy (mean)", "no label before, after", "ours is", "goal"], [
+        [case["data"], case["method"], spread(row["seconds"]), f"{row['peak_mb']['median']:.0f}", f"{row['accuracy']['mean']:.3f}",
+         f"{row['no_label_before']['mean']:.0%}, {row['no_label']['mean']:.0%}" if "no_label" in row else "never",
+         f"{row['seconds']['median'] / ours[case['data']]:.1f}x",
+         f"{END_TO_END_GOAL}x" if case["method"] == "notebook" else goals.get((case["method"], case["data"]), "")]
+        for row in rows for case in [row["case"]]])
+
+
+def show(section: str, kept: dict) -> str:
+    """The table of a section of bench.json, and what it was measured on."""
+    on = ", ".join(f"{name} {value}" for name, value in kept["machine"].items())
+    return f"\n{section}, {kept['size']} size, on {on}\n{globals()[f'show_{section}'](kept['rows'])}"
+
+
+def draw(results: dict, path: Path) -> str:
+    """Write scoring speed against the number of labels, beside training speed with the accuracy reached; returns the path."""
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    kept = {section: results.get(section, {"rows": []})["rows"] for section in ("scoring", "training")}
+    for method, marker in (("one pass", "o"), ("pairs", "s"), ("generate", "^")):
+        rows = [row for row in kept["scoring"] if (row["case"]["method"], row["case"]["data"], row["case"]["length"]) == (method, "embedded", None)]
+        left.plot([row["case"]["labels"] for row in rows], [row["texts_per_second"]["median"] for row in rows], marker=marker, label=method)
+    counts = sorted({row["case"]["labels"] for row in kept["scoring"]})
+    left.set(xscale="log", yscale="log", xlabel="labels", ylabel="texts a second", title="Scoring")
+    left.xaxis.set_minor_locator(NullLocator())
+    left.set_xticks(counts, counts)
+    left.legend()
+    names = [f"{row['case']['method']}, {row['case']['data']}" for row in kept["training"]]
+    bars = right.barh(names, [row["examples_per_second"]["median"] for row in kept["training"]], color="tab:blue")
+    right.bar_label(bars, [f"accuracy {row['accuracy']['mean']:.3f}" for row in kept["training"]], padding=3)
+    right.margins(x=0.5)
+    right.invert_yaxis()
+    right.set(xlabel="examples a second", title="Training")
+    figure.savefig(path, dpi=120)
+    return str(path)
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "outputs" / "bench.json")
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    print("\n".join(show(section, kept) for section, kept in measured.items()), "\n\n", draw(measured, file.with_suffix(".png")), sep="")
