@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := run
-.PHONY: run test tangle readme check html help
+.PHONY: run test tangle readme check html bench help
 
 run: .venv  ## the main job: fine-tune the model this machine can carry, score before and after (the default)
 	.venv/bin/python main.py
@@ -16,15 +16,18 @@ test: .venv  ## the tests, offline
 tangle:  ## write main.py and data/tiny-llama/pretrain.py from README.org
 	emacs -Q --batch README.org -f org-babel-tangle
 
-readme: .venv  ## evaluate the demonstrations and write their results into README.org (Emacs, half an hour)
+readme: .venv  ## evaluate the demonstrations and write their results into README.org (Emacs, twenty minutes)
 	HF_HUB_OFFLINE=1 .venv/bin/python tests/document.py readme
 
-check: .venv  ## fail where README.org shows what its blocks no longer print (Emacs, half an hour)
+check: .venv  ## fail where README.org shows what its blocks no longer print (Emacs, twenty minutes)
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests/test_document.py
 	HF_HUB_OFFLINE=1 .venv/bin/python tests/document.py check
 
 html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)
 	.venv/bin/python tests/document.py html
+
+bench: .venv  ## measure speed and memory against what is usual: outputs/bench.json and outputs/bench.png (an hour or more)
+	HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/bench.py --rows 1000 10000
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

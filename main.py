@@ -145,13 +145,15 @@ def one_line(error: BaseException) -> str:
     """An exception's text in one line, not too long, or its name where it has none."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
+NOT_CACHED = "the cache does not hold it, and the hub does not answer or HF_HUB_OFFLINE is set: check --{name}, try again, or name a folder"
 HUB_MENDS = {  # by the name of the exception; the first that fits
     "GatedRepoError": "its owner gives access on request: ask for it on its page on the hub, and log in with `hf auth login`",
     "RevisionNotFoundError": "there is no such revision: check --{revision}",
     "RepositoryNotFoundError": "there is no such folder, and the hub shows nothing of that name: check --{name}, and where it is private log in with `hf auth login`",
     "HFValidationError": "there is no such folder, and nothing on the hub can have that name: check --{name}",
     "TransportError": "the download broke off: try again",
-    "LocalEntryNotFoundError": "{offline}", "ConnectionError": "{offline}",
+    "LocalEntryNotFoundError": NOT_CACHED,
+    "ConnectionError": NOT_CACHED,
     "HfHubHTTPError": "the hub refuses the login: log in again with `hf auth login`",
 }
 
@@ -160,13 +162,13 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     """What to say when a folder or something on the hub cannot be loaded; `option_name` is "model" or "data"."""
     chain = causes(error)
     kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]
-    offline = ("HF_HUB_OFFLINE is set and the cache does not hold it: check --{name}, or unset the variable" if os.environ.get("HF_HUB_OFFLINE")
-               else "the hub does not answer and the cache does not hold it: try again, or name a folder").format(name=option_name)
-    mend = next((mend for kind, mend in HUB_MENDS.items() if kind in kinds), None)
-    if mend is None:
-        mend = f"{one_line(chain[-1])}: check --{{name}}" + (", and choose among configurations with --data-config" if "onfig name" in str(error) or "BuilderConfig" in str(error) else "")
-    revision = "revision" if option_name == "model" else "data-revision"
-    return InputError(f"cannot load the {option_name} {name}: {mend.format(name=option_name, revision=revision, offline=offline)}")
+    known = next((mend for kind, mend in HUB_MENDS.items() if kind in kinds), None)
+    if known:
+        mend = known.format(name=option_name, revision="revision" if option_name == "model" else "data-revision")
+    else:
+        among = ", and choose a configuration with --data-config" if "onfig name" in str(error) or "BuilderConfig" in str(error) else ""
+        mend = f"{one_line(chain[-1])}: check --{option_name}{among}"
+    return InputError(f"cannot load the {option_name} {name}: {mend}")
 
 
 def ask_hub(name: str, option_name: str, revision: str | None) -> None:
@@ -368,7 +370,7 @@ def load_pretrained(loader, name: str, revision: str | None = None, **options):
     """`loader.from_pretrained` with its failures in one line."""
     try:
         ask_hub(name, "model", revision)
-        return loader.from_pretrained(name, revision=revision or "main", **options)
+        return loader.from_pretrained(name, revision=revision or "main", trust_remote_code=False, **options)
     except Exception as error:  # what the hub, the file system and the readers of weights raise has no common class
         raise cannot_load(error, name, "model") from error
 
@@ -593,6 +595,22 @@ def choose(probabilities: np.ndarray, labels: list[str]) -> list[str]:
 def is_right(truth: list[str], probabilities: np.ndarray, labels: list[str]) -> np.ndarray:
     """Whether the likeliest label of each row is the true one: (rows,), boolean."""
     return np.array(choose(probabilities, labels)) == np.array(truth)
+
+@torch.no_grad()
+def check_scoring(classifier: Classifier) -> None:
+    """Raise InputError unless a label's score in one pass with all others is what the label gets alone."""
+    form, model = classifier.form, classifier.model
+    prompt, completion = form.before + form.after, list(form.completions.values())[-1]
+    places = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1, device=model.device)
+    try:
+        log_probs = model(torch.tensor([prompt + completion], device=model.device), logits_to_keep=places).logits[0].float().log_softmax(-1)
+        alone = log_probs[range(len(completion)), completion].sum().item()
+        together = score_labels(model, [form.after], form, classifier.tokenizer.pad_token_id)[0, -1]
+        exact = abs(together - alone) < 0.02 * max(1, abs(alone))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        exact = False
+    if not exact:
+        raise InputError(f"a {model.config.model_type} model cannot score all labels in one pass: choose a Llama or a model built like one for --model")
 
 def calibration_bins(right: np.ndarray, confidence: np.ndarray, bins: int = 15) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and size of bins of equal size, from unsure to sure (Nguyen and O'Connor, 2015)."""
@@ -968,7 +986,9 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
                        max_length=min(settings.max_length, model.config.max_position_embeddings))
     print(f"learning rate: {settings.learning_rate:.2g} for a width of {model.config.hidden_size}")
     form = make_format(tokenizer, sorted(splits["train"].unique("label")), settings.max_length)
-    return settings, splits, Classifier(model, tokenizer, form, pass_tokens=settings.pass_tokens)
+    classifier = Classifier(model, tokenizer, form, pass_tokens=settings.pass_tokens)
+    check_scoring(classifier)
+    return settings, splits, classifier
 
 def check_space(folder: Path, trainable: int) -> None:
     """Raise InputError unless three checkpoints (weights and two states in float32) and the results will fit on the disk."""
@@ -1098,7 +1118,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}", quantization_config={
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
-The prompt is in settings.json's program; `main.py predict --run {name} --texts "..."` gives label and probabilities.
+A label's score is the log-probability of its tokens and the end token after the prompt. `main.py predict --run {name} --texts "..."`, with the
+program that made this folder, computes it for all labels.
 """
 
 def write_card(folder: Path, settings: Settings, found: dict[str, dict], labels: list[str]) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -170,6 +172,35 @@ def test_precision_by_hardware(monkeypatch, gpu, native, hip, apple, expected, w
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
     dtype, reason = main.choose_precision()
     assert dtype == expected and words in reason
+
+
+@pytest.mark.parametrize("config, refusal", [
+    (transformers.Qwen2Config(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2), None),
+    (transformers.MambaConfig(hidden_size=64, state_size=4), "a mamba model cannot score all labels in one pass"),
+])
+def test_other_architectures_work_or_are_refused(tmp_path, tokenizer, capsys, config, refusal):
+    config.update({"vocab_size": len(tokenizer), "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 4, "pad_token_id": 5})
+    transformers.set_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "data.csv").write_text(ROWS)
+    argv = ["--model", str(tmp_path / "model"), "--no-quantize", "--data", str(tmp_path / "data.csv"), "--epochs", "1", "--output-dir", str(tmp_path / "run")]
+    assert main.main(argv) == (1 if refusal else 0)
+    assert not refusal or refusal in capsys.readouterr().err
+
+
+def test_weights_are_read_from_safetensors_and_no_code_from_anywhere(tmp_path, random_llama, capsys):
+    (tmp_path / "data.csv").write_text(ROWS)
+    for name, damage in (("pickled", lambda folder: torch.save({}, folder / "pytorch_model.bin") or (folder / "model.safetensors").unlink()),
+                         ("with-code", lambda folder: (folder / "config.json").write_text(json.dumps(
+                             {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}})))):
+        folder = tmp_path / name
+        shutil.copytree(random_llama, folder)
+        damage(folder)
+        (folder / "mine.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+        assert main.main(["--model", str(folder), "--data", str(tmp_path / "data.csv"), "--output-dir", str(tmp_path / "run")]) == 1
+        error = capsys.readouterr().err.strip()
+        assert "check --model" in error and "\n" not in error and not (tmp_path / "trace").exists()
 
 
 STORIES = ROOT.parent / "shared" / "models" / "stories260K"
