@@ -434,7 +434,7 @@ def encode_texts(tokenizer, texts: list[str], form: PromptFormat) -> list[list[i
 
 
 def training_rows(split: Dataset, tokenizer, form: PromptFormat) -> Dataset:
-    """What SFTTrainer takes: token ids, and a mask that is 1 where the loss is computed: on the completion only."""
+    """What SFTTrainer takes: token ids, and a mask that is 1 on what is learnt: the completion only."""
     def rows(batch):
         prompts = [form.before + ids for ids in encode_texts(tokenizer, batch["text"], form)]
         completions = [form.completions[label] for label in batch["label"]]
