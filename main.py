@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 # Generated from README.org: edit that file, then tangle it. Changes made here are lost.
 
+import contextlib
 import copy
 import csv
 import hashlib
@@ -14,7 +15,7 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -227,7 +228,7 @@ def csv_options(path: Path) -> dict:
             if cells and len(cells) != len(header):
                 raise InputError(f"{path}, row {row}, which ends in line {lines.line_num}, has {len(cells)} fields and the header {len(header)}: "
                                  f"put texts that hold {separator!r} in quotes, and close every quote")
-    return {"sep": separator, "features": Features({name: Value("string") for name in header}), "keep_default_na": False,
+    return {"sep": separator, "features": Features({name or f"Unnamed: {i}": Value("string") for i, name in enumerate(header)}), "keep_default_na": False,
             "index_col": False, "skip_blank_lines": len(header) > 1}
 
 def read_file(path: Path) -> Dataset:
@@ -297,17 +298,17 @@ def cut_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
         raise InputError(f"the data cannot be split by class ({error}): add examples, or give validation and test files") from error
     return split.select(kept), split.select(cut)
 
-def keys(texts) -> np.ndarray:
+def keys(split: Dataset) -> np.ndarray:
     """A number for each text, the same for texts that differ in case and white space alone: (texts,), uint64."""
     digest = lambda text: hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
-    return np.frombuffer(b"".join(map(digest, texts)), dtype=np.uint64)
+    return np.frombuffer(b"".join(digest(text) for batch in split.iter(1000) for text in batch["text"]), dtype=np.uint64)
 
 
 def without_repeats(splits: DatasetDict) -> DatasetDict:
     """The splits without what of training is also in validation or test, and what of validation is also in test; says what it drops."""
     kept = DatasetDict(splits)
     for name, later in (("validation", ["test"]), ("train", ["validation", "test"])):
-        repeated = np.isin(keys(splits[name]["text"]), np.concatenate([keys(splits[other]["text"]) for other in later]))
+        repeated = np.isin(keys(splits[name]), np.concatenate([keys(splits[other]) for other in later]))
         if repeated.any():
             print(f"warning: {repeated.sum()} texts of the {name} split are also in {' or '.join(later)}: dropped from {name}")
             kept[name] = splits[name].select(np.flatnonzero(~repeated))
@@ -315,13 +316,14 @@ def without_repeats(splits: DatasetDict) -> DatasetDict:
 
 def load_splits(settings: Settings) -> DatasetDict:
     """Train, validation and test splits with the string columns `text` and `label`; no text of a later split is in an earlier one."""
-    data = settings.data
-    found = find_data(data, settings.data_config, settings.data_revision)
+    data, found = settings.data, find_data(settings.data, settings.data_config, settings.data_revision)
+    for name in ("validation", "test"):
+        if name in found and isinstance(found[name].features.get(settings.label_column), ClassLabel) and max(found[name].unique(settings.label_column)) < 0:
+            print(f"warning: the {name} split has no labels: it is cut from train instead")
+            del found[name]
     splits = DatasetDict({name: two_columns(found[name], settings.text_column, settings.label_column) for name in SPLITS if name in found})
-    if "train" not in splits or any(len(split) == 0 for split in splits.values()):
-        raise InputError(f"{data} has an empty or missing split: every split needs rows")
-    if "test" in splits and len(splits["test"]) < 2:
-        raise InputError(f"{data} has a test split of one row: nothing can be said of its accuracy")
+    if "train" not in splits or not all(map(len, splits.values())):
+        raise InputError(f"{data} has an empty or missing split (there are {', '.join(found)}): every split needs rows, and one must be called train")
     if len(splits["train"].unique("label")) < 2:
         raise InputError(f"{data} has a single class in column {settings.label_column!r}: there is nothing to tell apart")
     if "test" not in splits:
@@ -329,6 +331,8 @@ def load_splits(settings: Settings) -> DatasetDict:
     if "validation" not in splits:
         splits["train"], splits["validation"] = cut_off(splits["train"], len(splits["train"]) // 10, settings.seed)
     splits = without_repeats(splits)
+    if not all(map(len, splits.values())) or len(splits["test"]) < 2:
+        raise InputError(f"{data} has too few rows that are in one split only, to train, to validate or to test: give more examples")
     for name in ("validation", "test"):
         unknown = sorted(set(splits[name].unique("label")) - set(splits["train"].unique("label")))
         if unknown:
@@ -338,7 +342,7 @@ def load_splits(settings: Settings) -> DatasetDict:
 def balance(split: Dataset, seed: int) -> Dataset:
     """Repeat rows of rare classes, drawn at random, until every class has as many as the largest."""
     rows: dict[str, list[int]] = {}
-    for row, label in enumerate(split["label"]):
+    for row, label in enumerate(split["label"][:]):
         rows.setdefault(label, []).append(row)
     most, random = max(map(len, rows.values())), np.random.default_rng(seed)
     return split.select(np.concatenate([[*same, *random.choice(same, most - len(same))] for same in rows.values()]).astype(int))
@@ -434,12 +438,12 @@ def encode_texts(tokenizer, texts: list[str], form: PromptFormat) -> list[list[i
 
 
 def training_rows(split: Dataset, tokenizer, form: PromptFormat) -> Dataset:
-    """What SFTTrainer takes: token ids, and a mask that is 1 on what is learnt: the completion only."""
+    """What SFTTrainer takes: token ids, and labels that are -100 on the prompt: only the completion is learnt."""
     def rows(batch):
         prompts = [form.before + ids for ids in encode_texts(tokenizer, batch["text"], form)]
         completions = [form.completions[label] for label in batch["label"]]
         return {"input_ids": [prompt + completion for prompt, completion in zip(prompts, completions)],
-                "completion_mask": [[0] * len(prompt) + [1] * len(completion) for prompt, completion in zip(prompts, completions)]}
+                "labels": [[-100] * len(prompt) + completion for prompt, completion in zip(prompts, completions)]}
 
     return split.map(rows, batched=True, remove_columns=split.column_names)
 
@@ -451,7 +455,7 @@ def audit_split(split: Dataset, tokenizer, form: PromptFormat) -> dict:
         empty += sum(not text.strip() for text in batch["text"])
         garbled += sum("\ufffd" in text or "Ã" in text or "â€" in text for text in batch["text"])
         digest.update(json.dumps(batch).encode())
-    classes, texts = Counter(split["label"]), keys(split["text"])
+    classes, texts = Counter(split["label"][:]), keys(split)
     return {"rows": len(split), "classes": len(classes), "rarest": min(classes.values()), "empty": empty, "repeated": len(texts) - len(np.unique(texts)),
             "garbled": garbled, "median_tokens": int(np.median(lengths)), "most_tokens": max(lengths),
             "shortened": sum(length > form.text_room for length in lengths), "labels": dict(classes.most_common()), "sha256": digest.hexdigest()}
@@ -516,6 +520,11 @@ def score_batch(model, cache, encoded: list[list[int]], completions: list[list[i
                            for part in hidden[:, needed].split(max(1, 1024 // len(needed)))])
     return torch.stack([part.sum(1) for part in log_probs.split(lengths, dim=1)], dim=1).cpu()
 
+def context_length(model) -> int:
+    """How many tokens the model can take at once; very many where its configuration sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
+
+
 def in_groups(lengths: list[int], room: int) -> list[list[int]]:
     """Indices of consecutive items whose lengths sum to at most `room`; an item longer than that stands alone."""
     groups, used = [], room + 1
@@ -535,7 +544,7 @@ def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: in
     cache = model.get_decoder()(input_ids=torch.tensor([form.before], device=model.device), use_cache=True).past_key_values
     completions = list(form.completions.values())
     longest = max(map(len, encoded), default=0)
-    room = min(pass_tokens, model.config.max_position_embeddings) - len(form.before) - longest
+    room = min(pass_tokens, context_length(model)) - len(form.before) - longest
     groups = in_groups(list(map(len, completions)), room)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))  # like lengths share a batch: less padding
     scores = np.zeros((len(encoded), len(completions)))
@@ -605,8 +614,10 @@ def check_scoring(classifier: Classifier) -> None:
     try:
         log_probs = model(torch.tensor([prompt + completion], device=model.device), logits_to_keep=places).logits[0].float().log_softmax(-1)
         alone = log_probs[range(len(completion)), completion].sum().item()
-        together = score_labels(model, [form.after], form, classifier.tokenizer.pad_token_id)[0, -1]
-        exact = abs(together - alone) < 0.02 * max(1, abs(alone))
+        together = score_labels(model, [form.after], form, classifier.tokenizer.pad_token_id, classifier.pass_tokens)[0, -1]
+        exact = abs(together - alone) < max(0.02, 32 * torch.finfo(model.dtype).eps) * max(1, abs(alone))
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, TypeError, ValueError, RuntimeError):
         exact = False
     if not exact:
@@ -647,17 +658,17 @@ def scoreboard(systems: dict[str, dict[str, float]]) -> str:
 
 def fit_tfidf(train: Dataset, validation: Dataset):
     """TF-IDF of words and word pairs with logistic regression; C is the one of four with the least log-loss on validation."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-    features, truth = words.fit_transform(train["text"]), train["label"][:]
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]", max_features=100_000)
+    features, truth = words.fit_transform(train["text"][:]), train["label"][:]
     fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, truth) for c in (1, 10, 100, 1000)]
-    unseen = words.transform(validation["text"])
+    unseen = words.transform(validation["text"][:])
     return make_pipeline(words, min(fitted, key=lambda one: log_loss(validation["label"][:], one.predict_proba(unseen), labels=one.classes_)))
 
 
 def judge_baselines(splits: DatasetDict) -> dict[str, tuple[list[np.ndarray], float]]:
     """Probabilities of the test rows, in a list of one run, and seconds to fit and predict, for `majority` and `tfidf`."""
-    results = {}
-    for name, fit in (("majority", lambda train, _: DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])), ("tfidf", fit_tfidf)):
+    results, majority = {}, DummyClassifier(strategy="prior")
+    for name, fit in {"majority": lambda train, _: majority.fit(train["text"][:], train["label"][:]), "tfidf": fit_tfidf}.items():
         start = time.perf_counter()
         probabilities = fit(splits["train"], splits["validation"]).predict_proba(splits["test"]["text"][:])
         results[name] = [probabilities], time.perf_counter() - start
@@ -689,8 +700,9 @@ def draw_examples(train: Dataset, classifier: Classifier, room: int, seed: int) 
 
 def few_shot(train: Dataset, classifier: Classifier, texts: list[str], seed: int) -> Classifier:
     """The same model with examples in its prompt: 2,048 tokens of them, or half the context where that is less."""
-    form, context = classifier.form, classifier.model.config.max_position_embeddings
-    longest = max(map(len, encode_texts(classifier.tokenizer, texts, form))) + max(map(len, form.completions.values())) + 8
+    form, context = classifier.form, context_length(classifier.model)
+    longest = max(len(ids) for i in range(0, len(texts), 10_000) for ids in encode_texts(classifier.tokenizer, texts[i:i + 10_000], form))
+    longest += max(map(len, form.completions.values())) + 8
     length = min(context, max(len(form.before), min(2048, context // 2)) + longest)
     examples = draw_examples(train, classifier, length - longest, seed)
     return replace(classifier, form=make_format(classifier.tokenizer, classifier.labels, length, examples))
@@ -764,11 +776,10 @@ def training_settings(settings: Settings, folder: Path, rows: int):
 
     dtype, _ = choose_precision()
     return SFTConfig(
-        completion_only_loss=True,  # must be said: rows that come as token ids are otherwise trained on whole
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are token ids and labels already
         output_dir=str(folder), num_train_epochs=settings.epochs,
         per_device_train_batch_size=rows, gradient_accumulation_steps=settings.batch_size // (rows * PartialState().num_processes),
         learning_rate=settings.learning_rate, lr_scheduler_type="linear", warmup_steps=0.02,  # below 1: a share of all steps
-        max_length=settings.max_length,
         activation_checkpointing=torch.cuda.is_available(),  # trades time for memory; a small model needs none
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
         logging_steps=0.02, logging_nan_inf_filter=False, report_to="none", seed=settings.seed, disable_tqdm=not at_terminal(),
@@ -783,7 +794,7 @@ def write_json(path: Path, content) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a checkpoint but the list itself."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.name != "complete.json"}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.stem != "complete"}
 
 
 class MarkComplete(transformers.TrainerCallback):
@@ -821,9 +832,8 @@ def careful_trainer(learning_rate: float, **arguments):
 
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            if self.accelerator.scaler is not None:  # in float16 gradients overflow now and then, and the scaler leaves out the step
-                gradients = []
+            scaled = self.accelerator.scaler is not None  # in float16 gradients overflow now and then, and the scaler leaves out the step
+            gradients = [] if scaled else [p.grad for p in self.model.parameters() if p.grad is not None]
             if not all(tensor.isfinite().all() for tensor in (loss, *gradients)):
                 raise InputError(f"step {self.state.global_step + 1}: the loss or a gradient is infinite or not a number, and nothing was "
                                  f"changed by it: lower --learning-rate (it is {learning_rate:.2g})")
@@ -834,7 +844,7 @@ def careful_trainer(learning_rate: float, **arguments):
 def train(classifier: Classifier, rows: Dataset, settings: Settings, folder: Path, resume: bool = False) -> list[dict[str, float]]:
     """Train the classifier's adapter in place on training_rows, with checkpoints in `folder`; returns the log: step, loss, learning rate."""
     shared = len(classifier.form.before)
-    longest = max(map(len, rows["input_ids"])) - shared
+    longest = max(len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"]) - shared
     trainer = careful_trainer(settings.learning_rate, model=classifier.model, args=training_settings(settings, folder, rows_in_a_pass(settings, longest)),
                               train_dataset=rows, processing_class=classifier.tokenizer, data_collator=partial(collate, shared),
                               callbacks=[MarkComplete()])
@@ -846,7 +856,7 @@ def train(classifier: Classifier, rows: Dataset, settings: Settings, folder: Pat
     if resume:
         print(f"going on from {checkpoint or 'the beginning: there is no complete checkpoint'}", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    return trainer.state.log_history
+    return [{name: value for name, value in entry.items() if name != "grad_norm"} for entry in trainer.state.log_history]
 
 def draw_loss(log: list[dict[str, float]], path: Path) -> str:
     """Write the training loss as a picture; returns its path."""
@@ -926,7 +936,7 @@ def show_mistakes(texts: list[str], truth: list[str], predicted: list[str], conf
 
 def make_run_folder(asked: str | None) -> Path:
     """A new or empty folder, the same for all processes: results are never overwritten."""
-    [name] = broadcast_object_list([asked or str(HERE / "outputs" / datetime.now().strftime("%Y-%m-%d-%H%M%S"))])
+    [name] = broadcast_object_list([asked or str(HERE / "outputs" / datetime.now().strftime("%Y-%m-%d-%H%M%S-%f"))])
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -971,6 +981,7 @@ def expected_memory(config, settings: Settings) -> str:
 
 def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     """Load data, tokenizer and model, and say what was chosen and why; returns the settings with the choices filled in."""
+    rows_in_a_pass(settings, 1)  # raises at once what it would raise before training
     splits = load_splits(settings)
     name, reason = choose_model(settings.model)
     dtype, why = choose_precision()
@@ -983,7 +994,7 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     absolute = lambda place: str(Path(place).resolve()) if Path(place).exists() else place
     settings = replace(settings, model=absolute(name), data=absolute(settings.data),
                        learning_rate=settings.learning_rate or default_learning_rate(model),
-                       max_length=min(settings.max_length, model.config.max_position_embeddings))
+                       max_length=min(settings.max_length, context_length(model)))
     print(f"learning rate: {settings.learning_rate:.2g} for a width of {model.config.hidden_size}")
     form = make_format(tokenizer, sorted(splits["train"].unique("label")), settings.max_length)
     classifier = Classifier(model, tokenizer, form, pass_tokens=settings.pass_tokens)
@@ -1003,7 +1014,7 @@ def fine_tune(untouched: Classifier, splits: DatasetDict, settings: Settings, fo
     examples = balance(splits["train"], settings.seed) if settings.balance else splits["train"]
     rows = training_rows(examples, tokenizer, untouched.form)
     print(f"{len(rows)} examples to train on\n\nthe first example:\n{tokenizer.decode(rows[0]['input_ids'])}\n")
-    print("trained on:", [tokenizer.decode(i) for i, m in zip(rows[0]["input_ids"], rows[0]["completion_mask"]) if m])
+    print("trained on:", [tokenizer.decode(i) for i in rows[0]["labels"] if i != -100])
     tuned = replace(untouched, model=add_adapter(untouched.model, settings.rank, settings.seed))
     trainable, total = tuned.model.get_nb_trainable_parameters()
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})", flush=True)
@@ -1046,7 +1057,7 @@ def run(settings: Settings) -> None:
     try:
         whole_run(settings, folder, resume)
     except (KeyboardInterrupt, SystemExit):
-        print(f"\nstopped: to go on, main.py --resume {folder}", file=sys.stderr)
+        print("\nstopped" + (f": to go on, main.py --resume {folder}" if (folder / "settings.json").exists() else ""), file=sys.stderr)
         raise
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
@@ -1055,8 +1066,8 @@ def run(settings: Settings) -> None:
             raise InputError(f"the disk is full: make room, then main.py --resume {folder}") from error
         raise
     finally:
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only an empty one goes
 
 def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, results: dict, log: list[dict[str, float]]) -> None:
     """Print scoreboard, verdict, calibration and mistakes; write metrics.json, predictions.csv and the pictures."""
@@ -1074,13 +1085,13 @@ def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, r
     print("mistakes the model was surest of:\n" + show_mistakes(texts, truth, predicted, after.max(1)))
     calibration = {"temperature": tuned.temperature} | {f"{name}_{when}": figures[name] for name in ("ece", "log_loss")
                                                         for when, figures in (("before", untempered), ("after", systems["fine_tuned"]))}
-    write_json(folder / "metrics.json", {"systems": systems, "comparisons": comparisons, "verdict": sentence,
-                                         "calibration": calibration, "coverage": sure, "training_log": log})
     table = {"text": texts, "label": truth, "predicted": predicted} | probability_columns(after, labels)
     Dataset.from_dict(table).to_csv(folder / "predictions.csv", index=False)
     draw_confusion(truth, predicted, labels, folder / "confusion-matrix.png")
     draw_reliability(truth, raw, after, labels, folder / "reliability.png")
     draw_loss(log, folder / "training-loss.png")
+    write_json(folder / "metrics.json", {"systems": systems, "comparisons": comparisons, "verdict": sentence,  # last: it marks the run as finished
+                                         "calibration": calibration, "coverage": sure, "training_log": log})
     print(f"\nkept in {folder}: adapter, tokenizer, classifier.json, settings.json, versions.json, audit.json, metrics.json, "
           "predictions.csv, pictures, README.md")
 
@@ -1195,26 +1206,25 @@ def merge(settings: MergeSettings) -> None:
     test = read_file(folder / "predictions.csv")
     test = test.select(range(min(200, len(test))))
     before = classifier.predict_proba(test["text"])
-    base = load_model(run_settings.model, torch.float32, run_settings.revision, quantize=False)
-    dtype = torch.float16 if base.config.dtype == torch.float16 else torch.bfloat16
-    PeftModel.from_pretrained(base, folder).merge_and_unload().to(dtype).save_pretrained(output)
+    base = load_model(run_settings.model, torch.bfloat16, run_settings.revision, quantize=False)
+    PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(output)
     classifier.tokenizer.save_pretrained(output)
     shutil.copy(folder / "classifier.json", output)
     after = replace(classifier, model=load_model(str(output), choose_precision()[0], quantize=False)).predict_proba(test["text"])
     flips = sum(a != b for a, b in zip(choose(before, classifier.labels), choose(after, classifier.labels)))
-    print(f"merged into {output}, {dtype}: on {len(test)} test rows the largest change of a probability is {np.abs(before - after).max():.4f}, "
+    print(f"merged into {output}, in bfloat16: on {len(test)} test rows the largest change of a probability is {np.abs(before - after).max():.4f}, "
           f"and {flips} predictions flip")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code: 0, or 1 for what the user can mend, 130 and 143 when it was stopped."""
     command = parse_command(sys.argv[1:] if argv is None else argv)
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process trains on one GPU
-    state = PartialState(cpu=not torch.cuda.is_available())
+    if "LOCAL_RANK" not in os.environ:  # one process trains on one GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))  # the first process may be long at the baselines
     if not state.is_main_process:
         sys.stdout = open(os.devnull, "w")
     quieten_libraries()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    offline, terminate = constants.HF_HUB_OFFLINE, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         {Settings: run, PredictSettings: predict, MergeSettings: merge}[type(command)](command)
     except InputError as error:
@@ -1222,6 +1232,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:  # leave a notebook's kernel as it was
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
+        signal.signal(signal.SIGTERM, terminate)
     return 0
 
 if __name__ == "__main__":
