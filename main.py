@@ -171,7 +171,6 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
         mend = f"{one_line(chain[-1])}: check --{option_name}{among}"
     return InputError(f"cannot load the {option_name} {name}: {mend}")
 
-
 def ask_hub(name: str, option_name: str, revision: str | None) -> None:
     """Raise what the hub answers when asked for a model or dataset once; where it does not answer, go on without it."""
     if Path(name).exists() or constants.is_offline_mode():
@@ -536,7 +535,6 @@ def in_groups(lengths: list[int], room: int) -> list[list[int]]:
         used += length
     return groups
 
-
 @torch.no_grad()
 def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: int, pass_tokens: int = 4096) -> np.ndarray:
     """Log-probability of every label for every text, (texts, labels); `pass_tokens` limits the tokens of one pass."""
@@ -594,7 +592,6 @@ class Classifier:
     def predict(self, texts: list[str]) -> list[str]:
         """The likeliest label of every text."""
         return choose(self.predict_proba(texts), self.labels)
-
 
 def choose(probabilities: np.ndarray, labels: list[str]) -> list[str]:
     """The likeliest label of each row of (rows, labels)."""
@@ -1041,8 +1038,11 @@ def whole_run(settings: Settings, folder: Path, resume: bool) -> None:
     results["fine_tuned"] = [softmax(scores / tuned.temperature, axis=1)], seconds + time.perf_counter() - start
     if first:
         save_classifier(folder, tuned, settings)
-        report(folder, splits["test"], tuned, scores, results, log)
-        write_card(folder, settings, found, tuned.labels)
+        metrics = report(folder, splits["test"], tuned, scores, results, log)
+        write_card(folder, settings, found, tuned.labels, metrics)
+        write_json(folder / "metrics.json", metrics)  # last: it marks the run as finished
+        print(f"\nkept in {folder}: adapter, tokenizer, classifier.json, settings.json, versions.json, audit.json, metrics.json, "
+              "predictions.csv, pictures, README.md")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 
@@ -1069,8 +1069,8 @@ def run(settings: Settings) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only an empty one goes
 
-def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, results: dict, log: list[dict[str, float]]) -> None:
-    """Print scoreboard, verdict, calibration and mistakes; write metrics.json, predictions.csv and the pictures."""
+def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, results: dict, log: list[dict[str, float]]) -> dict:
+    """Print scoreboard, verdict, calibration and mistakes; write predictions.csv and the pictures; returns all figures."""
     texts, truth, labels = test["text"][:], test["label"][:], tuned.labels
     systems = {name: measure(truth, runs, labels, seconds) for name, (runs, seconds) in results.items()}
     after, raw = results["fine_tuned"][0][0], softmax(scores, axis=1)
@@ -1090,10 +1090,7 @@ def report(folder: Path, test: Dataset, tuned: Classifier, scores: np.ndarray, r
     draw_confusion(truth, predicted, labels, folder / "confusion-matrix.png")
     draw_reliability(truth, raw, after, labels, folder / "reliability.png")
     draw_loss(log, folder / "training-loss.png")
-    write_json(folder / "metrics.json", {"systems": systems, "comparisons": comparisons, "verdict": sentence,  # last: it marks the run as finished
-                                         "calibration": calibration, "coverage": sure, "training_log": log})
-    print(f"\nkept in {folder}: adapter, tokenizer, classifier.json, settings.json, versions.json, audit.json, metrics.json, "
-          "predictions.csv, pictures, README.md")
+    return {"systems": systems, "comparisons": comparisons, "verdict": sentence, "calibration": calibration, "coverage": sure, "training_log": log}
 
 CARD = """---
 {yaml}
@@ -1133,9 +1130,8 @@ A label's score is the log-probability of its tokens and the end token after the
 program that made this folder, computes it for all labels.
 """
 
-def write_card(folder: Path, settings: Settings, found: dict[str, dict], labels: list[str]) -> None:
+def write_card(folder: Path, settings: Settings, found: dict[str, dict], labels: list[str], metrics: dict) -> None:
     """The run's README.md, a model card."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     base, data = (Path(place).name if Path(place).exists() else place for place in (settings.model, settings.data))
     scores = [EvalResult(task_type="text-classification", dataset_type=data, dataset_name=data, dataset_split="test", metric_type=name,
                          metric_value=round(metrics["systems"]["fine_tuned"][name], 4)) for name in ("accuracy", "precision", "recall", "f1")]

@@ -175,11 +175,11 @@ def test_precision_by_hardware(monkeypatch, gpu, native, hip, apple, expected, w
 
 
 @pytest.mark.parametrize("config, refusal", [
-    (transformers.Qwen2Config(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2), None),
-    (transformers.MambaConfig(hidden_size=64, state_size=4), "a mamba model cannot score all labels in one pass"),
+    (transformers.Qwen2Config(num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2), None),
+    (transformers.MambaConfig(num_hidden_layers=2, hidden_size=64, state_size=4), "a mamba model cannot score all labels in one pass"),
 ])
 def test_other_architectures_work_or_are_refused(tmp_path, tokenizer, capsys, config, refusal):
-    config.update({"vocab_size": len(tokenizer), "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 4, "pad_token_id": 5})
+    config.update({"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 4, "pad_token_id": 5})
     transformers.set_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
