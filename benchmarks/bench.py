@@ -43,7 +43,7 @@ SIZES = {
     "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": 4, "test": 4, "epochs": 1,
                  "rows": [40, 80], "steps": 1},
     "full": {"data": [name for name, folder in DATA.items() if folder.is_dir()], "labels": [2, 8, 77, 150], "lengths": [50, 100, 200, 400, 800],
-             "texts": 64, "train": 2310, "test": 770, "epochs": 3, "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 20}}
+             "texts": 32, "train": 2310, "test": 770, "epochs": 4, "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 20}}
 WHOLE_JOB = 100_000  # rows up to which growth measures all parts of the job, and more than once
 
 
@@ -185,6 +185,42 @@ def training_cases(size: dict) -> list[dict]:
     return [{"method": method, "data": data, **keep} for data in size["data"] for method in ("ours", "stock")]
 
 
+def padded(learning_rate: float, data_collator: Callable, **given):
+    """Stands in for main.careful_trainer: rows side by side with padding, and trl's own loss."""
+    return notebook_style.SFTTrainer(**given)
+
+
+VARIANTS = {  # what is changed in ours, one thing at a time
+    "ours": {},
+    "logits of all tokens": {"trainer": lambda learning_rate, **given: notebook_style.SFTTrainer(**given)},
+    "rows padded": {"trainer": padded},
+    "rows padded, like lengths together": {"trainer": padded, "train_sampling_strategy": "group_by_length"},
+    "activations computed again": {"activation_checkpointing": True, "gradient_checkpointing": True},
+    "bfloat16": {"bf16": True, "mixed_precision": "bf16"},
+    "batch of 16": {"batch_size": 16},
+    "one thread": {"threads": 1},
+    "two loader processes": {"dataloader_num_workers": 2}}
+
+
+def try_out(folder: Path, run: int, variant: str, steps: int) -> dict[str, float]:
+    """Examples a second over some steps on the embedded data, with one thing changed."""
+    change = dict(VARIANTS[variant])
+    torch.set_num_threads(change.pop("threads", torch.get_num_threads()))
+    settings, splits, untouched = tool.prepare(tool.Settings(seed=42 + run, batch_size=change.pop("batch_size", 8)))
+    splits["validation"] = splits["validation"].select(range(8))
+    tool.careful_trainer, settle = change.pop("trainer", tool.careful_trainer), tool.training_settings
+
+    def changed(*arguments):
+        config = settle(*arguments)
+        for name, value in {"max_steps": steps, **change}.items():
+            setattr(config, name, value)
+        return config
+    tool.training_settings = changed
+    (folder / "run").mkdir()
+    _, log, _ = tool.fine_tune(untouched, splits, settings, folder / "run")
+    return {"examples_per_second": steps * settings.batch_size / next(entry["train_runtime"] for entry in log if "train_runtime" in entry)}
+
+
 # ---- start-up
 
 def start_up(folder: Path, run: int, method: str) -> dict[str, float]:
@@ -249,7 +285,8 @@ def end_to_end_cases(size: dict) -> list[dict]:
     return [case | {"method": case["method"].replace("stock", "notebook")} for case in training_cases(size)]
 
 
-SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases), "startup": (start_up, lambda size: [{"method": "help"}, {"method": "first step"}]),
+SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases),
+            "tried": (try_out, lambda size: [{"variant": variant, "steps": size["steps"]} for variant in VARIANTS]), "startup": (start_up, lambda size: [{"method": "help"}, {"method": "first step"}]),
             "growth": (grow, lambda size: [{"rows": rows, "steps": size["steps"]} for rows in size["rows"]]),
             "end_to_end": (end_to_end, end_to_end_cases)}
 

@@ -66,6 +66,13 @@ def show_training(rows: list[dict]) -> str:
         for row in rows for case in [row["case"]]])
 
 
+def show_tried(rows: list[dict]) -> str:
+    """What each change to ours costs."""
+    ours = next(row["examples_per_second"]["median"] for row in rows if row["case"]["variant"] == "ours")
+    return table(["variant", "examples a second", "peak MB (own)", "of ours"], [
+        [row["case"]["variant"], spread(row["examples_per_second"]), memory(row), f"{row['examples_per_second']['median'] / ours:.0%}"] for row in rows])
+
+
 def show_startup(rows: list[dict]) -> str:
     """Seconds of each part."""
     return table(["part", "seconds"], [[name, spread(figure)] for row in rows for name, figure in row.items() if name not in ("case", "peak_mb", "own_mb")])
