@@ -21,7 +21,7 @@ def emacs(*arguments):
 
 
 @needs_emacs
-@pytest.mark.parametrize("name", ["main.py", "data/tiny-llama/pretrain.py"])
+@pytest.mark.parametrize("name", ["main.py", "reading.py", "data/tiny-llama/pretrain.py"])
 def test_the_document_tangles_to_the_program(tmp_path, name):
     shutil.copy(ROOT / "README.org", tmp_path)
     emacs(str(tmp_path / "README.org"), "-f", "org-babel-tangle")

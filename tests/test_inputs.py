@@ -13,6 +13,7 @@ from conftest import ROOT
 from datasets import ClassLabel, Dataset, Features, Value
 
 import main
+import reading
 
 STRANGE = ["NA", "007", "null", "True", 'a "quoted", text\nof two lines', "日本 🙂", "<|eot_id|>", " padded ", "1e5", "x" * 200_000]
 STRANGE_LABELS = ["a, b", 'say "yes"', "two\nlines", "🙂", "здоровье", "NA", "007", " padded", "None", "true"]
@@ -32,7 +33,7 @@ def written(folder, suffix, texts, labels):
     return file
 
 
-@pytest.mark.parametrize("suffix", main.READERS)
+@pytest.mark.parametrize("suffix", reading.READERS)
 def test_texts_and_labels_come_through_as_written(tmp_path, suffix):
     read = main.two_columns(main.find_data(str(written(tmp_path, suffix, STRANGE, STRANGE_LABELS)))["train"], "text", "label")
     assert list(read["text"]) == STRANGE and list(read["label"]) == STRANGE_LABELS
