@@ -94,6 +94,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, arguments, monkeypatch, ca
 def child(argv, log):
     """The program in a process of its own, its output in a file."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored, and that is inherited
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
