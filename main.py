@@ -126,7 +126,8 @@ from sklearn.pipeline import make_pipeline
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from reading import InputError, SPLITS, ask_hub, cannot_load, cut_off, find_data, keys, read_file, require_column, two_columns, without_repeats
+from reading import (InputError, SPLITS, ask_hub, cannot_load, cut_off, find_data, keys, normalised, read_file, require_column, two_columns,
+                     without_repeats)
 
 def at_terminal() -> bool:
     """True where a progress bar can be drawn; Emacs opens a terminal too, but a dumb one."""
@@ -301,8 +302,8 @@ def audit(splits: DatasetDict, tokenizer, form: PromptFormat) -> dict[str, dict]
                          ("shortened", "are too long and lose their end: raise --max-length if the model allows it")):
         if count := sum(counts[kind] for counts in found.values()):
             print(f"warning: {count:,} texts {advice}")
-    similar = Counter(" ".join(label.casefold().split()) for label in form.completions)
-    if alike := [label for label in form.completions if similar[" ".join(label.casefold().split())] > 1]:
+    similar = Counter(map(normalised, form.completions))
+    if alike := [label for label in form.completions if similar[normalised(label)] > 1]:
         print(f"warning: labels differ in case or white space alone: {', '.join(map(repr, alike))}")
     return found
 
@@ -878,11 +879,13 @@ def whole_run(settings: Settings, folder: Path, resume: bool) -> None:
 def run(settings: Settings) -> None:
     """A new run, or one that was interrupted."""
     resume = settings.resume is not None
-    folder = Path(settings.resume) if resume else make_run_folder(settings.output_dir)
     if resume:
+        folder = Path(settings.resume)
         settings = read_settings(folder, "--resume")
-    if (folder / "metrics.json").exists():
-        raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+        if (folder / "metrics.json").exists():
+            raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+    else:
+        folder = make_run_folder(settings.output_dir)
     try:
         whole_run(settings, folder, resume)
     except (KeyboardInterrupt, SystemExit):

@@ -166,17 +166,22 @@ def cut_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
         raise InputError(f"the data cannot be split by class ({error}): add examples, or give validation and test files") from error
     return split.select(kept), split.select(cut)
 
+def normalised(text: str) -> str:
+    """The same for texts that differ in case and white space alone."""
+    return " ".join(text.casefold().split())
+
+
 def keys(split: Dataset) -> np.ndarray:
-    """A number for each text, the same for texts that differ in case and white space alone: (texts,), uint64."""
-    digest = lambda text: hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    """A number for each normalised text: (texts,), uint64."""
+    digest = lambda text: hashlib.blake2b(normalised(text).encode(), digest_size=8).digest()
     return np.frombuffer(b"".join(digest(text) for batch in split.iter(1000) for text in batch["text"]), dtype=np.uint64)
 
 
 def without_repeats(splits: DatasetDict) -> DatasetDict:
     """The splits without what of training is also in validation or test, and what of validation is also in test; says what it drops."""
-    kept = DatasetDict(splits)
+    kept, found = DatasetDict(splits), {name: keys(split) for name, split in splits.items()}
     for name, later in (("validation", ["test"]), ("train", ["validation", "test"])):
-        repeated = np.isin(keys(splits[name]), np.concatenate([keys(splits[other]) for other in later]))
+        repeated = np.isin(found[name], np.concatenate([found[other] for other in later]))
         if repeated.any():
             print(f"warning: {repeated.sum()} texts of the {name} split are also in {' or '.join(later)}: dropped from {name}")
             kept[name] = splits[name].select(np.flatnonzero(~repeated))
