@@ -32,7 +32,7 @@ import notebook_style  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
-from first_step import stop_after  # noqa: E402
+from first_step import change_training  # noqa: E402
 from show import draw, show  # noqa: E402
 
 import main as tool  # noqa: E402
@@ -100,7 +100,7 @@ def scoring_task(data: str, labels: int, texts: int, length: int | None) -> tupl
 def score_pairs(classifier: tool.Classifier, texts: list[str], tokens: int = 4096) -> np.ndarray:
     """One pass for each text and label, as evaluation harnesses do: like lengths together, padding to the right, no end token fed."""
     form, model = classifier.form, classifier.model.eval()
-    encoded = [ids[:form.text_room] + form.after for ids in tool.as_written(classifier.tokenizer, texts)]
+    encoded = tool.encode_texts(classifier.tokenizer, texts, form)
     completions = list(form.completions.values())
     scores = torch.zeros(len(encoded), len(completions))
     pairs = sorted(np.ndindex(*scores.shape), key=lambda pair: -len(encoded[pair[0]]) - len(completions[pair[1]]))
@@ -122,9 +122,7 @@ def score_pairs(classifier: tool.Classifier, texts: list[str], tokens: int = 409
 
 def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier:
     """The untouched embedded Llama, asked for these labels."""
-    tokenizer = tool.load_tokenizer(MODEL)
-    model = (tool.load_model(MODEL, torch.float32) if quantized
-             else tool.load_pretrained(tool.AutoModelForCausalLM, MODEL, dtype=torch.float32).eval())
+    tokenizer, model = tool.load_tokenizer(MODEL), tool.load_model(MODEL, torch.float32, quantize=quantized)
     return tool.Classifier(model, tokenizer, tool.make_format(tokenizer, labels, model.config.max_position_embeddings))
 
 
@@ -208,14 +206,8 @@ def try_out(folder: Path, run: int, variant: str, steps: int) -> dict[str, float
     torch.set_num_threads(change.pop("threads", torch.get_num_threads()))
     settings, splits, untouched = tool.prepare(tool.Settings(seed=42 + run, batch_size=change.pop("batch_size", 8)))
     splits["validation"] = splits["validation"].select(range(8))
-    tool.careful_trainer, settle = change.pop("trainer", tool.careful_trainer), tool.training_settings
-
-    def changed(*arguments):
-        config = settle(*arguments)
-        for name, value in {"max_steps": steps, **change}.items():
-            setattr(config, name, value)
-        return config
-    tool.training_settings = changed
+    tool.careful_trainer = change.pop("trainer", tool.careful_trainer)
+    change_training(tool, max_steps=steps, **change)
     (folder / "run").mkdir()
     _, log, _ = tool.fine_tune(untouched, splits, settings, folder / "run")
     return {"examples_per_second": steps * settings.batch_size / next(entry["train_runtime"] for entry in log if "train_runtime" in entry)}
@@ -259,7 +251,7 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
     if rows <= WHOLE_JOB:
         note("baselines", tool.judge_baselines, splits)
         some = DatasetDict(train=splits["train"], validation=splits["validation"].select(range(8)))
-        stop_after(tool, steps)
+        change_training(tool, max_steps=steps)
         tuned, log, _ = note("train some steps", tool.fine_tune, untouched, some, settings, folder)
         systems = ("majority", "tfidf", "zero_shot", "few_shot", "fine_tuned")
         probabilities = tool.softmax(scores, axis=1)

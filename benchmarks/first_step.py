@@ -22,15 +22,16 @@ def clocked(function: Callable, spans: dict[str, tuple[float, float]], name: str
     return call
 
 
-def stop_after(tool, steps: int) -> None:
-    """Let main.py, imported as `tool`, stop training after so many steps, however many rows there are."""
+def change_training(tool, **changes) -> None:
+    """Let main.py, imported as `tool`, train with some fields of its SFTConfig changed: max_steps=1 stops after one step."""
     settle = tool.training_settings
 
-    def limited(*args, **kwargs):
+    def changed(*args, **kwargs):
         config = settle(*args, **kwargs)
-        config.max_steps = steps
+        for name, value in changes.items():
+            setattr(config, name, value)
         return config
-    tool.training_settings = limited
+    tool.training_settings = changed
 
 
 def import_libraries() -> None:
@@ -46,9 +47,9 @@ def take_first_step(spans: dict, folder: str) -> None:
     """What `python main.py` does, without the scoring before training, for one step."""
     import main
 
-    for name in ("load_splits", "load_tokenizer", "load_model", "encode_texts", "training_rows", "add_adapter", "train"):
+    for name in ("load_splits", "load_tokenizer", "load_model", "training_rows", "add_adapter", "train"):
         setattr(main, name, clocked(getattr(main, name), spans, name))
-    stop_after(main, 1)
+    change_training(main, max_steps=1)
     main.quieten_libraries()
     settings, splits, untouched = main.prepare(main.Settings())
     splits["validation"] = splits["validation"].select(range(8))  # scored after the step, to fit the temperature
@@ -60,9 +61,8 @@ def load_plain(spans: dict) -> None:
     """The same model without quantization: what loading in 4 bits takes longer is quantization."""
     import main
     import torch
-    from transformers import AutoModelForCausalLM
 
-    clocked(AutoModelForCausalLM.from_pretrained, spans, "plain")(main.choose_model(None)[0], dtype=torch.float32)
+    clocked(main.load_model, spans, "plain")(main.choose_model(None)[0], torch.float32, quantize=False)
 
 
 def parts(spans: dict, started: float) -> dict[str, float]:
@@ -70,7 +70,7 @@ def parts(spans: dict, started: float) -> dict[str, float]:
     took = {name: end - start for name, (start, end) in spans.items()}
     known = {"imports": BEGUN - started + took["imports"], "reading the data": took["load_splits"],
              "model load": took["load_tokenizer"] + took["plain"], "quantization": took["load_model"] - took["plain"],
-             "tokenization": spans["training_rows"][1] - min(spans[name][0] for name in ("encode_texts", "training_rows")), "adapter": took["add_adapter"], "trainer and first step": took["train"]}
+             "tokenization": took["training_rows"], "adapter": took["add_adapter"], "trainer and first step": took["train"]}
     total = spans["train"][1] - started
     return {"to the first step": total, **known, "other": total - sum(known.values())}
 
