@@ -44,7 +44,7 @@ class Settings:
     epochs: int = option(4, "How often training sees every example: fewer underfit a small set, more memorise it.")
     learning_rate: float | None = option(None, "Step size of the optimizer. Default: 0.5 / width of the model; wide models need small steps.")
     batch_size: int = option(8, "Examples an optimizer step, of all processes together.")
-    pass_tokens: int = option(4096, "Most tokens in one pass through the model: lower it when memory runs out; results stay the same.")
+    pass_tokens: int = option(2048, "Most tokens in one pass through the model: lower it when memory runs out; results stay the same.")
     max_length: int = option(512, "Most tokens in prompt and label together. Longer texts are cut at their end.")
     rank: int = option(32, "Rank of the LoRA matrices: the adapter's capacity.")
     seed: int = option(42, "Fixes splits, initial adapter and order of the examples.")
@@ -307,26 +307,42 @@ def audit(splits: DatasetDict, tokenizer, form: PromptFormat) -> dict[str, dict]
         print(f"warning: labels differ in case or white space alone: {', '.join(map(repr, alike))}")
     return found
 
-def side_by_side(trunk: int, branches: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions (L,) and boolean mask (L, L), row sees column, of a trunk of tokens and of branches that each go on from it alone."""
-    owner = torch.tensor([0] * trunk + [i for i, branch in enumerate(branches, 1) for _ in branch])
-    order = torch.arange(len(owner))
-    visible = (order[:, None] >= order) & ((owner == 0) | (owner[:, None] == owner))
-    return torch.tensor([*range(trunk), *(trunk + step for branch in branches for step in range(len(branch)))]), visible
+def grow_tree(branches: list[list[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Tokens and parents of the nodes of a tree in which branches that begin alike share nodes, and the nodes of each branch; parents come first, -1 is none."""
+    tokens, parents, paths, known = [], [], [], {}
+    for branch in branches:
+        path = [-1]
+        for token in branch:
+            step = (path[-1], token)
+            if step not in known:
+                known[step] = len(tokens)
+                tokens.append(token)
+                parents.append(path[-1])
+            path.append(known[step])
+        paths.append(path[1:])
+    return tokens, parents, paths
 
 
-def lay_out(shared: int, encoded: list[list[int]], completions: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """One row a text, after `shared` cached tokens: [padding | text | label 1 | label 2 | ...], L tokens wide.
+def see_ancestors(parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions (L,) and boolean mask (L, L), row sees column, of tokens that see their parent, what it sees, and themselves; -1 is no parent."""
+    visible, positions = np.eye(len(parents), dtype=bool), np.zeros(len(parents), dtype=int)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            visible[node] |= visible[parent]
+            positions[node] = positions[parent] + 1
+    return torch.from_numpy(positions), torch.from_numpy(visible)
+
+def lay_out(shared: int, encoded: list[list[int]], tokens: list[int], parents: list[int], pad_id: int) -> dict[str, torch.Tensor]:
+    """One row a text, after `shared` cached tokens: [padding | text | tree of the labels], L tokens wide.
 
     Returns input_ids and position_ids (rows, L) and a boolean attention_mask (rows, 1, L, shared + L).
     """
     width = max(map(len, encoded))
     padding = torch.tensor([width - len(ids) for ids in encoded])[:, None]
-    positions, visible = side_by_side(width, completions)
+    positions, visible = see_ancestors([*range(-1, width - 1), *(width + parent for parent in parents)])
     visible = visible & (torch.arange(len(positions)) >= padding)[:, None, :]
     visible |= torch.eye(len(positions), dtype=torch.bool)  # padding looks at itself: a row of nothing would be NaN
-    tail = [token for completion in completions for token in completion]
-    return {"input_ids": torch.tensor([[pad_id] * (width - len(ids)) + ids + tail for ids in encoded]),
+    return {"input_ids": torch.tensor([[pad_id] * (width - len(ids)) + ids + tokens for ids in encoded]),
             "position_ids": shared + (positions - padding).clamp(min=0),
             "attention_mask": torch.cat([visible.new_ones(len(encoded), len(positions), shared), visible], dim=2)[:, None]}
 
@@ -335,24 +351,15 @@ def score_batch(model, cache, encoded: list[list[int]], completions: list[list[i
     """Log-probability of each completion after the cached beginning and each text: (texts, completions), float32."""
     cache = copy.deepcopy(cache)  # a forward pass would lengthen it
     cache.batch_repeat_interleave(len(encoded))
-    batch = lay_out(cache.get_seq_length(), encoded, completions, pad_id)
+    tokens, parents, paths = grow_tree([completion[:-1] for completion in completions])  # nothing is asked of the end tokens
+    batch = lay_out(cache.get_seq_length(), encoded, tokens, parents, pad_id)
     hidden = model.get_decoder()(**{name: tensor.to(model.device) for name, tensor in batch.items()},
-                                 past_key_values=cache, use_cache=True).last_hidden_state
-    lengths = [len(completion) for completion in completions]
-    text_end = hidden.shape[1] - sum(lengths) - 1
-    hidden = hidden[:, text_end:-1]  # a token is predicted by the one before it, a label's first token by the text's last
-    starts = np.cumsum([1, *lengths[:-1]])
-    sources = [source for start, n in zip(starts, lengths) for source in (0, *range(start, start + n - 1))]
-    needed, sources = np.unique(sources, return_inverse=True)  # nothing is asked of the end tokens
+                                 past_key_values=cache, use_cache=True).last_hidden_state[:, -len(tokens) - 1:]  # from the text's last token on
+    sources = [node + 1 for path in paths for node in [-1, *path]]  # a token is predicted by its parent, a label's first by the text's last
     targets = [token for completion in completions for token in completion]
     log_probs = torch.cat([model.get_output_embeddings()(part).float().log_softmax(-1)[:, sources, targets]
-                           for part in hidden[:, needed].split(max(1, 1024 // len(needed)))])
-    return torch.stack([part.sum(1) for part in log_probs.split(lengths, dim=1)], dim=1).cpu()
-
-def context_length(model) -> int:
-    """How many tokens the model can take at once; very many where its configuration sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
-
+                           for part in hidden.split(max(1, 1024 // (len(tokens) + 1)))])
+    return torch.stack([part.sum(1) for part in log_probs.split(list(map(len, completions)), dim=1)], dim=1).cpu()
 
 def in_groups(lengths: list[int], room: int) -> list[list[int]]:
     """Indices of consecutive items whose lengths sum to at most `room`; an item longer than that stands alone."""
@@ -366,14 +373,12 @@ def in_groups(lengths: list[int], room: int) -> list[list[int]]:
     return groups
 
 @torch.no_grad()
-def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: int, pass_tokens: int = 4096) -> np.ndarray:
+def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: int, pass_tokens: int = 2048) -> np.ndarray:
     """Log-probability of every label for every text, (texts, labels); `pass_tokens` limits the tokens of one pass."""
     model.eval()
     cache = model.get_decoder()(input_ids=torch.tensor([form.before], device=model.device), use_cache=True).past_key_values
     completions = list(form.completions.values())
-    longest = max(map(len, encoded), default=0)
-    room = min(pass_tokens, context_length(model)) - len(form.before) - longest
-    groups = in_groups(list(map(len, completions)), room)
+    groups = in_groups(list(map(len, completions)), pass_tokens - max(map(len, encoded), default=0))
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))  # like lengths share a batch: less padding
     scores = np.zeros((len(encoded), len(completions)))
     with tqdm(total=len(order), desc="scoring", disable=not at_terminal()) as bar:
@@ -394,7 +399,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     form: PromptFormat
     temperature: float = 1.0
-    pass_tokens: int = 4096  # in one pass through the model
+    pass_tokens: int = 2048  # in one pass through the model
 
     @property
     def labels(self) -> list[str]:
@@ -525,20 +530,29 @@ def draw_examples(train: Dataset, classifier: Classifier, room: int, seed: int) 
         used = ends[-1]
     return examples
 
-def few_shot(train: Dataset, classifier: Classifier, texts: list[str], seed: int) -> Classifier:
-    """The same model with examples in its prompt: 2,048 tokens of them, or half the context where that is less."""
+def context_length(model) -> int:
+    """How many tokens the model can take at once; very many where its configuration sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
+
+
+def longest_prompt(texts: list[str], classifier: Classifier) -> int:
+    """Most tokens of a text and what follows it, encoded 10,000 texts at a time."""
+    return max(len(ids) for i in range(0, len(texts), 10_000) for ids in encode_texts(classifier.tokenizer, texts[i:i + 10_000], classifier.form))
+
+
+def few_shot(train: Dataset, classifier: Classifier, longest: int, seed: int) -> Classifier:
+    """The same model with examples in its prompt: 2,048 tokens of them, or half the context where that is less; `longest_prompt` goes on from there."""
     form, context = classifier.form, context_length(classifier.model)
-    longest = max(len(ids) for i in range(0, len(texts), 10_000) for ids in encode_texts(classifier.tokenizer, texts[i:i + 10_000], form))
     longest += max(map(len, form.completions.values())) + 8
     length = min(context, max(len(form.before), min(2048, context // 2)) + longest)
     examples = draw_examples(train, classifier, length - longest, seed)
     return replace(classifier, form=make_format(classifier.tokenizer, classifier.labels, length, examples))
 
-
 def judge_untouched(splits: DatasetDict, classifier: Classifier) -> dict[str, tuple[list[np.ndarray], float]]:
     """As judge_baselines, for `zero_shot` (one run) and `few_shot` (three draws of examples; the seconds are of one)."""
     texts, results = splits["test"]["text"][:], {}
-    for name, asked in (("zero_shot", [classifier]), ("few_shot", [few_shot(splits["train"], classifier, texts, seed) for seed in range(3)])):
+    longest = longest_prompt(texts, classifier)
+    for name, asked in (("zero_shot", [classifier]), ("few_shot", [few_shot(splits["train"], classifier, longest, seed) for seed in range(3)])):
         start = time.perf_counter()
         runs = [one.predict_proba(texts) for one in asked]
         results[name] = runs, (time.perf_counter() - start) / len(runs)
@@ -577,8 +591,11 @@ def memory_ledger(config, method: str, batch_size: int, length: int, rank: int, 
             "activations": block + layers * tokens * width * number if checkpointing else layers * block}
 
 def collate(shared: int, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A batch of rows as one sequence: the `shared` first tokens once, then the rest of each row, side by side."""
-    positions, visible = side_by_side(shared, [row["input_ids"][shared:] for row in rows])
+    """A batch of rows as one sequence: the `shared` first tokens once, then the rest of each row, a branch of its own."""
+    parents = list(range(-1, shared - 1))
+    for row in rows:
+        parents += [shared - 1, *range(len(parents), len(parents) + len(row["input_ids"]) - shared - 1)]
+    positions, visible = see_ancestors(parents)
     ids, targets = ([token for row in rows for token in row[name][shared:]] for name in ("input_ids", "labels"))
     return {"input_ids": torch.tensor([rows[0]["input_ids"][:shared] + ids]), "labels": torch.tensor([[-100] * shared + targets]),
             "position_ids": positions[None], "attention_mask": visible[None, None]}

@@ -97,7 +97,7 @@ def scoring_task(data: str, labels: int, texts: int, length: int | None) -> tupl
 # ---- scoring
 
 @torch.no_grad()
-def score_pairs(classifier: tool.Classifier, texts: list[str], tokens: int = 4096) -> np.ndarray:
+def score_pairs(classifier: tool.Classifier, texts: list[str], tokens: int = 2048) -> np.ndarray:
     """One pass for each text and label, as evaluation harnesses do: like lengths together, padding to the right, no end token fed."""
     form, model = classifier.form, classifier.model.eval()
     encoded = tool.encode_texts(classifier.tokenizer, texts, form)
@@ -137,13 +137,17 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
         return gaps
     classifier = classifier_for(labels)
     ask = {"one pass": classifier.scores, "pairs": lambda texts: score_pairs(classifier, texts),
-           "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
+           "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels, batch_size=1),
+           "generate in batches": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
     ask(texts[:2])  # warm
     start = time.perf_counter()
     answers = ask(texts)
     figures = {"seconds": time.perf_counter() - start}
     figures["texts_per_second"] = len(texts) / figures["seconds"]
-    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method == "generate" else {})
+    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method.startswith("generate") else {})
+
+
+METHODS = "one pass", "pairs", "generate", "generate in batches"
 
 
 def scoring_cases(size: dict) -> list[dict]:
@@ -151,7 +155,7 @@ def scoring_cases(size: dict) -> list[dict]:
     tasks = [{"data": "embedded", "labels": labels, "texts": size["texts"], "length": None} for labels in size["labels"]]
     tasks += [{"data": "banking77", "labels": 77, "texts": size["texts"], "length": None}] if "banking77" in size["data"] else []
     long = [{"data": "embedded", "labels": 8, "texts": min(16, size["texts"]), "length": length} for length in size["lengths"]]
-    return [{"method": method, **task} for task in tasks + long for method in ("one pass", "pairs", "generate")] + \
+    return [{"method": method, **task} for task in tasks + long for method in METHODS] + \
            [{"method": "exactness", **task, "texts": 8} for task in tasks]
 
 

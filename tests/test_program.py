@@ -66,7 +66,7 @@ def one_by_one(model, encoded, form):
 
 
 @pytest.mark.parametrize("examples", [[], [("I owe how much?", "billing"), ("is my <|eot_id|> slot free", "appointments")]])
-@pytest.mark.parametrize("positions", [1, 100, 4096])
+@pytest.mark.parametrize("positions", [1, 100, 2048])
 def test_one_pass_equals_one_pass_for_each_label(random_llama, tokenizer, positions, examples):
     """Whatever the batch, the order, the groups of labels and the shared beginning; labels that begin another are told apart."""
     model = main.AutoModelForCausalLM.from_pretrained(random_llama, dtype=torch.float32).eval()
@@ -79,19 +79,18 @@ def test_one_pass_equals_one_pass_for_each_label(random_llama, tokenizer, positi
     assert np.abs(scores - turned[::-1]).max() < 1e-4
 
 
-def test_labels_beyond_the_context_are_scored_in_groups(random_llama, tokenizer):
+def test_labels_beyond_a_pass_are_scored_in_groups(random_llama, tokenizer):
     model = main.AutoModelForCausalLM.from_pretrained(random_llama, dtype=torch.float32).eval()
-    form = main.make_format(tokenizer, [f"team number {i} of the clinic" for i in range(200)], 256)
-    assert sum(map(len, form.completions.values())) > model.config.max_position_embeddings
+    form = main.make_format(tokenizer, [f"{i} is the number of the team" for i in range(50)], 256)
     widths = []
-    model.model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
-    scores = main.Classifier(model, tokenizer, form).scores(TEXTS[:2])
-    assert len(widths) > 2 and max(widths) + len(form.before) <= model.config.max_position_embeddings
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    scores = main.Classifier(model, tokenizer, form, pass_tokens=200).scores(TEXTS[:2])
+    assert len(widths) > 3 and max(widths) <= 200
     assert np.abs(scores - one_by_one(model, main.encode_texts(tokenizer, TEXTS[:2], form), form)).max() < 1e-4
 
 
 def test_the_cost_grows_with_the_labels_not_with_labels_times_prompt(random_llama, tokenizer):
-    """Token positions that run through the model, 77 labels, against one pass for each text and label."""
+    """Token positions that run through the model, 77 labels, against one pass for each text and label; what labels have in common runs once."""
     model = main.AutoModelForCausalLM.from_pretrained(random_llama, dtype=torch.float32).eval()
     form, computed = main.make_format(tokenizer, [f"label {i}" for i in range(77)], 256), []
     model.model.register_forward_pre_hook(lambda _, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True)
@@ -99,6 +98,7 @@ def test_the_cost_grows_with_the_labels_not_with_labels_times_prompt(random_llam
     main.Classifier(model, tokenizer, form).scores(texts)
     plain = sum(len(form.before + ids + c) for ids in main.encode_texts(tokenizer, texts, form) for c in form.completions.values())
     assert sum(computed) * 10 < plain
+    assert sum(computed) < len(form.before) + 16 * (len(main.encode_texts(tokenizer, texts, form)[0]) + 77 + 10)  # "label" and the digits run once
 
 
 def test_one_pass_is_right_in_four_bits(tokenizer):
@@ -117,7 +117,8 @@ def test_few_shot_examples_are_balanced_and_fit(random_llama, tokenizer, form):
     drawn = [main.draw_examples(split, main.Classifier(model, tokenizer, form), 300, seed) for seed in (0, 0, 1)]
     counts = [sum(label == wanted for _, label in drawn[0]) for wanted in LABELS]
     assert drawn[0] == drawn[1] != drawn[2] and len(set(counts)) == 1 and counts[0] >= 1
-    shown = main.few_shot(split, main.Classifier(model, tokenizer, form), TEXTS, 0)
+    one = main.Classifier(model, tokenizer, form)
+    shown = main.few_shot(split, one, main.longest_prompt(TEXTS, one), 0)
     assert len(form.before) + 300 < len(shown.form.before) <= 1024 - max(map(len, main.encode_texts(tokenizer, TEXTS, form)))
     assert np.abs(shown.scores(TEXTS) - one_by_one(model, main.encode_texts(tokenizer, TEXTS, shown.form), shown.form)).max() < 1e-4
 
@@ -181,7 +182,7 @@ def test_a_step_is_the_same_however_it_is_computed(random_llama, tokenizer, form
     rows = rows_for(tokenizer, form, [text + " again" * i for i in range(4) for text in TEXTS[:4]])
     plain = lambda learning_rate, data_collator, **arguments: SFTTrainer(**arguments)
     losses = []
-    for pass_tokens, trainer in ((4096, main.careful_trainer), (1, main.careful_trainer), (4096, plain)):
+    for pass_tokens, trainer in ((2048, main.careful_trainer), (1, main.careful_trainer), (2048, plain)):
         model = main.add_adapter(main.load_model(random_llama, torch.float32), 4, 0)
         monkeypatch.setattr(main, "careful_trainer", trainer)
         settings = main.Settings(epochs=3, max_length=128, learning_rate=1e-2, pass_tokens=pass_tokens)
