@@ -40,10 +40,11 @@ import main as tool  # noqa: E402
 MODEL = str(ROOT / "data" / "tiny-llama")
 DATA = {"embedded": ROOT / "data" / "patient-messages", "banking77": ROOT.parent / "shared" / "datasets" / "banking77"}
 SIZES = {
-    "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": 4, "test": 4, "epochs": 1,
+    "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": {"embedded": 4}, "epochs": 1, "job_epochs": 1,
                  "rows": [40, 80], "steps": 1},
     "full": {"data": [name for name, folder in DATA.items() if folder.is_dir()], "labels": [2, 8, 77, 150], "lengths": [50, 100, 200, 400, 800],
-             "texts": 32, "train": 2310, "test": 770, "epochs": 4, "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 20}}
+             "texts": 16, "train": {"embedded": 880, "banking77": 385}, "epochs": 2, "job_epochs": tool.Settings().epochs,
+             "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 12}}
 WHOLE_JOB = 100_000  # rows up to which growth measures all parts of the job, and more than once
 
 
@@ -65,12 +66,12 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def sample(data: str, folder: Path, train: int, test: int) -> str:
-    """A folder with at most so many rows of a dataset, balanced, and as many to validate as to test; returns its path."""
+def sample(data: str, folder: Path, train: int) -> str:
+    """A folder with at most so many training rows of a dataset, balanced, and half as many to validate and to test; returns its path."""
     rows = {file.stem: read_rows(file) for file in DATA[data].glob("*.csv")}
     rows.setdefault("validation", rows["train"][train:])  # else main.py would cut it from what it trains on, and the notebook would not
     for split, same in rows.items():
-        write_rows(folder / f"{split}.csv", same[:train if split == "train" else test])
+        write_rows(folder / f"{split}.csv", same[:train if split == "train" else train // 2])
     return str(folder)
 
 
@@ -127,7 +128,7 @@ def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier
 
 
 def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
-    """Texts a second; for `exactness`, how far our log-probabilities are from those of one pass for each pair."""
+    """Texts a second, and tokens that go through the model for a text; for `exactness`, how far our log-probabilities are from those of one pass for each pair."""
     texts, labels = scoring_task(**task)
     if method == "exactness":
         gaps = {}
@@ -140,9 +141,12 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
            "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels, batch_size=1),
            "generate in batches": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
     ask(texts[:2])  # warm
+    read = []  # tokens of each pass, padding included
+    hook = classifier.model.get_decoder().register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True)
     start = time.perf_counter()
     answers = ask(texts)
-    figures = {"seconds": time.perf_counter() - start}
+    figures = {"seconds": time.perf_counter() - start, "tokens_per_text": sum(read) / len(texts)}
+    hook.remove()
     figures["texts_per_second"] = len(texts) / figures["seconds"]
     return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method.startswith("generate") else {})
 
@@ -169,9 +173,9 @@ def stock(untouched: tool.Classifier, splits: DatasetDict, settings: tool.Settin
     return tool.replace(untouched, model=trainer.model), trainer.state.log_history, time.perf_counter() - start
 
 
-def train(folder: Path, run: int, method: str, data: str, train: int, test: int, epochs: int) -> dict[str, float]:
+def train(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
     """Examples a second of the optimizer's steps, seconds with all preparation, and the accuracy it came to; each run has its own seed."""
-    settings = tool.Settings(data=sample(data, folder, train, test), epochs=epochs, seed=42 + run)
+    settings = tool.Settings(data=sample(data, folder, train), epochs=epochs, seed=42 + run)
     settings, splits, untouched = tool.prepare(settings)
     (folder / "run").mkdir()
     tuned, log, seconds = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
@@ -183,13 +187,26 @@ def train(folder: Path, run: int, method: str, data: str, train: int, test: int,
 
 def training_cases(size: dict) -> list[dict]:
     """Both trainers on every dataset."""
-    keep = {name: size[name] for name in ("train", "test", "epochs")}
-    return [{"method": method, "data": data, **keep} for data in size["data"] for method in ("ours", "stock")]
+    return [{"method": method, "data": data, "train": size["train"][data], "epochs": size["epochs"]} for data in size["data"] for method in ("ours", "stock")]
 
 
 def padded(learning_rate: float, data_collator: Callable, **given):
     """Stands in for main.careful_trainer: rows side by side with padding, and trl's own loss."""
     return notebook_style.SFTTrainer(**given)
+
+
+def coarse(learning_rate: float, trainer: Callable = tool.careful_trainer, **given):
+    """Stands in for main.careful_trainer: the adapter stays in bfloat16, as trl makes it on a 4-bit model."""
+    made = trainer(learning_rate, **given)
+    begin = made.train
+
+    def train(**kwargs):
+        for parameter in made.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        return begin(**kwargs)
+    made.train = train
+    return made
 
 
 VARIANTS = {  # what is changed in ours, one thing at a time
@@ -198,7 +215,8 @@ VARIANTS = {  # what is changed in ours, one thing at a time
     "rows padded": {"trainer": padded},
     "rows padded, like lengths together": {"trainer": padded, "train_sampling_strategy": "group_by_length"},
     "activations computed again": {"activation_checkpointing": True, "gradient_checkpointing": True},
-    "bfloat16": {"bf16": True, "mixed_precision": "bf16"},
+    "adapter in bfloat16": {"trainer": coarse},
+    "all computed in bfloat16": {"bf16": True, "mixed_precision": "bf16"},
     "batch of 16": {"batch_size": 16},
     "one thread": {"threads": 1},
     "two loader processes": {"dataloader_num_workers": 2}}
@@ -265,10 +283,10 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
 
 # ---- end to end
 
-def end_to_end(folder: Path, run: int, method: str, data: str, train: int, test: int, epochs: int) -> dict[str, float]:
+def end_to_end(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
     """Seconds and memory of the whole program in a new interpreter, and its accuracy."""
     out, script = folder / "run", {"ours": ROOT / "main.py", "notebook": HERE / "notebook_style.py"}[method]
-    command = [sys.executable, script, "--data", sample(data, folder, train, test), "--epochs", str(epochs), "--seed", str(42 + run)]
+    command = [sys.executable, script, "--data", sample(data, folder, train), "--epochs", str(epochs), "--seed", str(42 + run)]
     start = time.time()
     done = subprocess.run(command + (["--output-dir", out] if method == "ours" else []), check=True, stdout=subprocess.PIPE, text=True)
     figures = {"seconds": time.time() - start, "peak_mb": peak(RUSAGE_CHILDREN)}
@@ -277,8 +295,8 @@ def end_to_end(folder: Path, run: int, method: str, data: str, train: int, test:
 
 
 def end_to_end_cases(size: dict) -> list[dict]:
-    """Both programs on every dataset."""
-    return [case | {"method": case["method"].replace("stock", "notebook")} for case in training_cases(size)]
+    """Both programs on the embedded data."""
+    return [{"method": method, "data": "embedded", "train": size["train"]["embedded"], "epochs": size["job_epochs"]} for method in ("ours", "notebook")]
 
 
 SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases),
@@ -362,7 +380,7 @@ def main() -> None:
         rows = measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1)
         results[section] = {"size": name, "machine": machine(), "rows": rows}
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(show(section, results[section]), flush=True)
+        print(show(section, results[section]), end="\n\n", flush=True)
         if section == "scoring":
             assert all(row["float32"]["high"] < 1e-3 for row in rows if row["case"]["method"] == "exactness"), "one pass is not exact"
     draw(results, args.output_dir / "bench.png")

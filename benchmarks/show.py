@@ -9,7 +9,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-PAIR_GOALS = {("pairs", 8): 3, ("pairs", 77): 8, ("generate", 77): 15, ("generate in batches", 77): 15}  # how many times as fast as these ours shall be, at so many labels
+SCORING_GOALS = {("pairs", 8): 3, ("pairs", 77): 8, ("generate", 77): 15, ("generate in batches", 77): 15}  # how many times as fast as these ours shall be, at so many labels
 TRAINING_GOAL, END_TO_END_GOAL, MAIN_JOB_SECONDS = 1.5, 3, 180
 
 
@@ -43,8 +43,8 @@ def show_scoring(rows: list[dict]) -> str:
     lines, times = [], {}
     for row in timed:
         data, labels, length = task(row)
-        method, goal = row["case"]["method"], PAIR_GOALS.get((row["case"]["method"], labels))
-        lines.append([data, labels, length or "as is", method, spread(row["texts_per_second"]), memory(row),
+        method, goal = row["case"]["method"], SCORING_GOALS.get((row["case"]["method"], labels))
+        lines.append([data, labels, f"{length} tokens" if length else "its own", method, f"{row['tokens_per_text']['median']:.0f}", spread(row["texts_per_second"]), memory(row),
                       f"{row['no_label']['median']:.0%}" if "no_label" in row else "never",
                       f"{ours[task(row)] / row['texts_per_second']['median']:.1f}x", f"{goal}x" if goal and not length else ""])
         if length:
@@ -52,7 +52,8 @@ def show_scoring(rows: list[dict]) -> str:
     exact = [[*task(row)[:2], *(f"{row[name]['median']:.1e}" for name in ("float32", "4 bits"))]
              for row in rows if row["case"]["method"] == "exactness"]
     return "\n".join([
-        table(["data", "labels", "text tokens", "method", "texts a second", "peak MB (own)", "no label", "ours is", "goal"], lines),
+        f"{timed[0]['case']['texts']} texts",
+        table(["data", "labels", "text is", "method", "tokens", "texts a second", "peak MB (own)", "no label", "ours is", "goal"], lines),
         "\nlargest difference of a log-probability, one pass against pairs:", table(["data", "labels", "float32", "4 bits"], exact), "",
         *(f"time grows as the text's length to the power {slope(points):.2f}: {method}" for method, points in times.items())])
 
@@ -60,8 +61,8 @@ def show_scoring(rows: list[dict]) -> str:
 def show_training(rows: list[dict]) -> str:
     """Speed, memory and accuracy."""
     ours = {row["case"]["data"]: row["examples_per_second"]["median"] for row in rows if row["case"]["method"] == "ours"}
-    return table(["data", "method", "examples a second", "peak MB (own)", "accuracy (mean)", "ours is", "goal"], [
-        [case["data"], case["method"], spread(row["examples_per_second"]), memory(row), f"{row['accuracy']['mean']:.3f}",
+    return table(["data", "rows", "epochs", "method", "examples a second", "peak MB (own)", "accuracy (mean)", "ours is", "goal"], [
+        [case["data"], case["train"], case["epochs"], case["method"], spread(row["examples_per_second"]), memory(row), f"{row['accuracy']['mean']:.3f}",
          f"{ours[case['data']] / row['examples_per_second']['median']:.1f}x", f"{TRAINING_GOAL}x" if case["method"] == "stock" else ""]
         for row in rows for case in [row["case"]]])
 
@@ -92,8 +93,8 @@ def show_end_to_end(rows: list[dict]) -> str:
     """Seconds, memory and accuracy."""
     ours = {row["case"]["data"]: row["seconds"]["median"] for row in rows if row["case"]["method"] == "ours"}
     goals = {("ours", "embedded"): f"{MAIN_JOB_SECONDS} s"}
-    return table(["data", "program", "seconds", "peak MB", "accuracy (mean)", "no label before, after", "ours is", "goal"], [
-        [case["data"], case["method"], spread(row["seconds"]), f"{row['peak_mb']['median']:.0f}", f"{row['accuracy']['mean']:.3f}",
+    return table(["data", "rows", "epochs", "program", "seconds", "peak MB", "accuracy (mean)", "no label before, after", "ours is", "goal"], [
+        [case["data"], case["train"], case["epochs"], case["method"], spread(row["seconds"]), f"{row['peak_mb']['median']:.0f}", f"{row['accuracy']['mean']:.3f}",
          f"{row['no_label_before']['mean']:.0%}, {row['no_label']['mean']:.0%}" if "no_label" in row else "never",
          f"{row['seconds']['median'] / ours[case['data']]:.1f}x",
          f"{END_TO_END_GOAL}x" if case["method"] == "notebook" else goals.get((case["method"], case["data"]), "")]
@@ -103,7 +104,8 @@ def show_end_to_end(rows: list[dict]) -> str:
 def show(section: str, kept: dict) -> str:
     """The table of a section of bench.json, and what it was measured on."""
     on = ", ".join(f"{name} {value}" for name, value in kept["machine"].items())
-    return f"\n{section}, {kept['size']} size, on {on}\n{globals()[f'show_{section}'](kept['rows'])}"
+    runs = max(figure["runs"] for row in kept["rows"] for name, figure in row.items() if name != "case")
+    return f"{section}, {kept['size']} size, median of {runs} run{'s' * (runs > 1)} on {on}\n{globals()[f'show_{section}'](kept['rows'])}"
 
 
 def draw(results: dict, path: Path) -> str:
@@ -132,4 +134,4 @@ def draw(results: dict, path: Path) -> str:
 if __name__ == "__main__":
     file = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "outputs" / "bench.json")
     measured = json.loads(file.read_text(encoding="utf-8"))
-    print("\n".join(show(section, kept) for section, kept in measured.items()), "\n\n", draw(measured, file.with_suffix(".png")), sep="")
+    print(*(show(section, kept) for section, kept in measured.items()), draw(measured, file.with_suffix(".png")), sep="\n\n")
