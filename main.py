@@ -347,11 +347,11 @@ def lay_out(shared: int, encoded: list[list[int]], tokens: list[int], parents: l
             "attention_mask": torch.cat([visible.new_ones(len(encoded), len(positions), shared), visible], dim=2)[:, None]}
 
 @torch.no_grad()
-def score_batch(model, cache, encoded: list[list[int]], completions: list[list[int]], pad_id: int) -> torch.Tensor:
-    """Log-probability of each completion after the cached beginning and each text: (texts, completions), float32."""
+def score_batch(model, cache, encoded: list[list[int]], completions: list[list[int]], tree: tuple, pad_id: int) -> torch.Tensor:
+    """Log-probability of each completion after the cached beginning and each text: (texts, completions), float32; `tree` is theirs, from `grow_tree`."""
     cache = copy.deepcopy(cache)  # a forward pass would lengthen it
     cache.batch_repeat_interleave(len(encoded))
-    tokens, parents, paths = grow_tree([completion[:-1] for completion in completions])  # nothing is asked of the end tokens
+    tokens, parents, paths = tree
     batch = lay_out(cache.get_seq_length(), encoded, tokens, parents, pad_id)
     hidden = model.get_decoder()(**{name: tensor.to(model.device) for name, tensor in batch.items()},
                                  past_key_values=cache, use_cache=True).last_hidden_state[:, -len(tokens) - 1:]  # from the text's last token on
@@ -379,15 +379,16 @@ def score_labels(model, encoded: list[list[int]], form: PromptFormat, pad_id: in
     cache = model.get_decoder()(input_ids=torch.tensor([form.before], device=model.device), use_cache=True).past_key_values
     completions = list(form.completions.values())
     groups = in_groups(list(map(len, completions)), pass_tokens - max(map(len, encoded), default=0))
+    trees = [grow_tree([completions[i][:-1] for i in group]) for group in groups]  # nothing is asked of the end tokens
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))  # like lengths share a batch: less padding
     scores = np.zeros((len(encoded), len(completions)))
     with tqdm(total=len(order), desc="scoring", disable=not at_terminal()) as bar:
         while order:
-            width = len(encoded[order[0]]) + max(sum(len(completions[i]) for i in group) for group in groups)
+            width = len(encoded[order[0]]) + max(len(tokens) for tokens, _, _ in trees)
             batch = order[:max(1, min(pass_tokens // width, 8 * pass_tokens // (len(form.before) + width)))]  # the cache takes room, too
             order = order[len(batch):]
-            for group in groups:
-                scores[np.ix_(batch, group)] = score_batch(model, cache, [encoded[i] for i in batch], [completions[i] for i in group], pad_id)
+            for group, tree in zip(groups, trees):
+                scores[np.ix_(batch, group)] = score_batch(model, cache, [encoded[i] for i in batch], [completions[i] for i in group], tree, pad_id)
             bar.update(len(batch))
     return scores
 
