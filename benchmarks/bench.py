@@ -14,8 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -35,7 +34,6 @@ import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
 from first_step import change_training  # noqa: E402
 from show import draw, show  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import main as tool  # noqa: E402
 
@@ -130,10 +128,7 @@ def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier
 
 
 def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
-    """Texts a second, and tokens that go through the model for a text.
-
-    For `exactness`, how far our log-probabilities are from those of one pass for each pair; for `profile`, the shares of one pass's costliest operations.
-    """
+    """Texts a second, and tokens that go through the model for a text; for `exactness`, how far our log-probabilities are from those of one pass for each pair."""
     texts, labels = scoring_task(**task)
     if method == "exactness":
         gaps = {}
@@ -142,12 +137,6 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
             gaps[name] = float(np.abs(classifier.scores(texts) - score_pairs(classifier, texts)).max())
         return gaps
     classifier = classifier_for(labels)
-    if method == "profile":
-        classifier.scores(texts)  # warm
-        with torch.autograd.profiler.profile(use_kineto=False) as profiler:
-            classifier.scores(texts)
-        spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
-        return {operation: microseconds / spent.total() for operation, microseconds in spent.most_common(5)}
     ask = {"one pass": classifier.scores, "pairs": lambda texts: score_pairs(classifier, texts),
            "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels, batch_size=1),
            "generate in batches": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
@@ -159,7 +148,7 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
     figures = {"seconds": time.perf_counter() - start, "tokens_per_text": sum(read) / len(texts)}
     hook.remove()
     figures["texts_per_second"] = len(texts) / figures["seconds"]
-    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if isinstance(answers, list) else {})
+    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method.startswith("generate") else {})
 
 
 METHODS = "one pass", "pairs", "generate", "generate in batches"
@@ -171,7 +160,7 @@ def scoring_cases(size: dict) -> list[dict]:
     tasks += [{"data": "banking77", "labels": 77, "texts": size["texts"], "length": None}] if "banking77" in size["data"] else []
     long = [{"data": "embedded", "labels": 8, "texts": min(16, size["texts"]), "length": length} for length in size["lengths"]]
     return [{"method": method, **task} for task in tasks + long for method in METHODS] + \
-           [{"method": method, **task, "texts": 8} for method in ("exactness", "profile") for task in tasks]
+           [{"method": "exactness", **task, "texts": 8} for task in tasks]
 
 
 # ---- training
@@ -258,20 +247,10 @@ def start_up(folder: Path, run: int, method: str) -> dict[str, float]:
 
 # ---- growth
 
-def narrow_llama(folder: Path) -> str:
-    """A Llama of one narrow layer with random weights and the embedded tokenizer; returns its path. What is done beside the model does not hide behind it."""
-    tokenizer = tool.load_tokenizer(MODEL)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024, **shape, **ends)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
     """Seconds of the job's parts at so many rows, and the peak memory after each, in the order in which they are done.
 
-    The rows are the first eight words of the embedded messages with two numbers, so that no two are the same.
+    The rows are the first eight words of the embedded messages with two numbers, so that no two are the same: long texts would take hours.
     """
     messages = [row for split in ("train", "validation", "test") for row in read_rows(DATA["embedded"] / f"{split}.csv")]
     write_rows(folder / "rows.csv", [{"text": " ".join([str(i // 1000), *row["text"].split()[:8], str(i % 1000)]), "label": row["label"]}
@@ -286,7 +265,7 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
 
     tool.load_splits = partial(note, "read", tool.load_splits)
     tool.training_rows = partial(note, "training rows", tool.training_rows)
-    settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv"), model=narrow_llama(folder / "model")))
+    settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv")))
     every = datasets.concatenate_datasets(list(splits.values()))
     texts = every["text"][:]
     note("tokenize", tool.as_written, untouched.tokenizer, texts)
@@ -347,12 +326,9 @@ def answer(measurement: Callable, arguments: dict, folder: Path) -> None:
     (folder / "figures.json").write_text(json.dumps(figures | {"own_mb": figures["peak_mb"] - floor}))
 
 
-def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -> Iterator[list[dict]]:
-    """Median, mean and range of every figure of every case so far, from the end of the first run on.
-
-    Runs are interleaved: a, b, c, a, b, c. What time cannot change, or what takes too long, is measured once.
-    """
-    once = lambda case: case.get("method") in ("exactness", "profile") or case.get("rows", 0) > WHOLE_JOB
+def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -> list[dict]:
+    """Median, mean and range of every figure of every case. Runs are interleaved: a, b, c, a, b, c; what time cannot change is measured once."""
+    once = lambda case: case.get("method") == "exactness" or case.get("rows", 0) > WHOLE_JOB
     todo = [(run, i) for run in range(runs) for i, case in enumerate(cases) if run == 0 or not once(case)]
     found = [[] for _ in cases]
     for first in range(0, len(todo), at_once):
@@ -370,8 +346,7 @@ def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -
                     raise RuntimeError(f"{measurement.__name__} {cases[i]} ended with {child.exitcode}\n{(folder / 'log.txt').read_text()[-3000:]}")
                 found[i].append(json.loads((folder / "figures.json").read_text()))
                 print(measurement.__name__, cases[i], {name: float(f"{value:.4g}") for name, value in found[i][-1].items()}, file=sys.stderr, flush=True)
-        if all(found):
-            yield [{"case": case} | {name: summary([figures[name] for figures in same]) for name in same[0]} for case, same in zip(cases, found)]
+    return [{"case": case} | {name: summary([figures[name] for figures in same]) for name in same[0]} for case, same in zip(cases, found)]
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -387,7 +362,7 @@ def machine() -> dict[str, str | int]:
 
 
 def main() -> None:
-    """Measure the sections asked for; what is measured is kept, whatever happens next."""
+    """Measure the sections asked for; each is kept as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smallest", action="store_true", help="see that everything works, in a minute; the times mean nothing")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure these, keep what bench.json has of the others")
@@ -402,14 +377,13 @@ def main() -> None:
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for section in args.only:
         measurement, cases = SECTIONS[section]
-        for rows in measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1):
-            results[section] = {"size": name, "machine": machine(), "rows": rows}
-            kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        rows = measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1)
+        results[section] = {"size": name, "machine": machine(), "rows": rows}
+        kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(show(section, results[section]), end="\n\n", flush=True)
         if section == "scoring":
             assert all(row["float32"]["high"] < 1e-3 for row in rows if row["case"]["method"] == "exactness"), "one pass is not exact"
-    if {"scoring", "training"} <= results.keys():
-        draw(results, args.output_dir / "bench.png")
+    draw(results, args.output_dir / "bench.png")
 
 
 if __name__ == "__main__":
