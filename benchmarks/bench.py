@@ -14,7 +14,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -34,17 +35,18 @@ import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
 from first_step import change_training  # noqa: E402
 from show import draw, show  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import main as tool  # noqa: E402
 
 MODEL = str(ROOT / "data" / "tiny-llama")
 DATA = {"embedded": ROOT / "data" / "patient-messages", "banking77": ROOT.parent / "shared" / "datasets" / "banking77"}
 SIZES = {
-    "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": {"embedded": 4}, "epochs": 1, "job_epochs": 1,
-                 "rows": [40, 80], "steps": 1},
+    "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": {"embedded": 4}, "epochs": 1,
+                 "tried_rows": 8, "rows": [40, 80], "steps": 1, "end_to_end_epochs": 1, "job_epochs": 1},
     "full": {"data": [name for name, folder in DATA.items() if folder.is_dir()], "labels": [2, 8, 77, 150], "lengths": [50, 100, 200, 400, 800],
-             "texts": 16, "train": {"embedded": 880, "banking77": 385}, "epochs": 2, "job_epochs": tool.Settings().epochs,
-             "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 12}}
+             "texts": 16, "train": {"embedded": 880, "banking77": 385}, "epochs": 2, "tried_rows": 192,
+             "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 12, "end_to_end_epochs": 1, "job_epochs": tool.Settings().epochs}}
 WHOLE_JOB = 100_000  # rows up to which growth measures all parts of the job, and more than once
 
 
@@ -85,14 +87,14 @@ def made_up_labels(count: int) -> list[str]:
 
 
 def scoring_task(data: str, labels: int, texts: int, length: int | None) -> tuple[list[str], list[str]]:
-    """Texts and label names: a dataset's own, or made up where it has not so many; `length` makes all texts that many tokens long."""
+    """Texts and label names: the first of a dataset's own, or made up where it has not so many; `length` makes all texts that many tokens long."""
     rows = read_rows(DATA[data] / "test.csv")
     own, messages = sorted({row["label"] for row in rows}), [row["text"] for row in rows]
     if length:
         tokenizer = tool.load_tokenizer(MODEL)
         stream = itertools.cycle(tokenizer.encode(" ".join(messages), add_special_tokens=False))
         messages = [tokenizer.decode(list(itertools.islice(stream, length))) for _ in range(texts)]
-    return messages[:texts], own if len(own) == labels else made_up_labels(labels)
+    return messages[:texts], own[:labels] if labels <= len(own) else made_up_labels(labels)
 
 
 # ---- scoring
@@ -128,7 +130,11 @@ def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier
 
 
 def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
-    """Texts a second, and tokens that go through the model for a text; for `exactness`, how far our log-probabilities are from those of one pass for each pair."""
+    """Texts a second, and tokens that go through the model for a text.
+
+    For `exactness`, how far our log-probabilities are from those of one pass for each pair; for `profile`, the costliest
+    operations of one pass, as shares of the time of all of torch's.
+    """
     texts, labels = scoring_task(**task)
     if method == "exactness":
         gaps = {}
@@ -137,6 +143,12 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
             gaps[name] = float(np.abs(classifier.scores(texts) - score_pairs(classifier, texts)).max())
         return gaps
     classifier = classifier_for(labels)
+    if method == "profile":
+        classifier.scores(texts)  # warm
+        with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+            classifier.scores(texts)
+        spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+        return {operation: microseconds / spent.total() for operation, microseconds in spent.most_common(5)}
     ask = {"one pass": classifier.scores, "pairs": lambda texts: score_pairs(classifier, texts),
            "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels, batch_size=1),
            "generate in batches": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
@@ -148,7 +160,7 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
     figures = {"seconds": time.perf_counter() - start, "tokens_per_text": sum(read) / len(texts)}
     hook.remove()
     figures["texts_per_second"] = len(texts) / figures["seconds"]
-    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if method.startswith("generate") else {})
+    return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if isinstance(answers, list) else {})
 
 
 METHODS = "one pass", "pairs", "generate", "generate in batches"
@@ -158,9 +170,9 @@ def scoring_cases(size: dict) -> list[dict]:
     """All methods at every number of labels, on the datasets as they are, and at every length of the text."""
     tasks = [{"data": "embedded", "labels": labels, "texts": size["texts"], "length": None} for labels in size["labels"]]
     tasks += [{"data": "banking77", "labels": 77, "texts": size["texts"], "length": None}] if "banking77" in size["data"] else []
-    long = [{"data": "embedded", "labels": 8, "texts": min(16, size["texts"]), "length": length} for length in size["lengths"]]
+    long = [{"data": "embedded", "labels": 8, "texts": size["texts"], "length": length} for length in size["lengths"]]
     return [{"method": method, **task} for task in tasks + long for method in METHODS] + \
-           [{"method": "exactness", **task, "texts": 8} for task in tasks]
+           [{"method": method, **task, "texts": 8} for method in ("exactness", "profile") for task in tasks]
 
 
 # ---- training
@@ -174,15 +186,19 @@ def stock(untouched: tool.Classifier, splits: DatasetDict, settings: tool.Settin
 
 
 def train(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
-    """Examples a second of the optimizer's steps, seconds with all preparation, and the accuracy it came to; each run has its own seed."""
+    """Examples a second of the optimizer's steps, peak memory, and the accuracy it came to; each run has its own seed."""
     settings = tool.Settings(data=sample(data, folder, train), epochs=epochs, seed=42 + run)
     settings, splits, untouched = tool.prepare(settings)
     (folder / "run").mkdir()
-    tuned, log, seconds = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
-    steps = next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
-    figures = {"examples_per_second": len(splits["train"]) * epochs / steps, "steps_seconds": steps, "seconds": seconds, "peak_mb": peak()}
+    tuned, log, _ = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
+    figures = {"examples_per_second": len(splits["train"]) * epochs / steps_seconds(log), "peak_mb": peak()}
     right = np.array(tuned.predict(splits["test"]["text"][:])) == np.array(splits["test"]["label"][:])
-    return figures | {"accuracy": float(right.mean()), "batch_size": settings.batch_size}
+    return figures | {"accuracy": float(right.mean())}
+
+
+def steps_seconds(log: list[dict[str, float]]) -> float:
+    """What the trainer took for all steps, without what it prepares before the first."""
+    return next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
 
 
 def training_cases(size: dict) -> list[dict]:
@@ -190,8 +206,19 @@ def training_cases(size: dict) -> list[dict]:
     return [{"method": method, "data": data, "train": size["train"][data], "epochs": size["epochs"]} for data in size["data"] for method in ("ours", "stock")]
 
 
-def padded(learning_rate: float, data_collator: Callable, **given):
-    """Stands in for main.careful_trainer: rows side by side with padding, and trl's own loss."""
+def trl_loss(learning_rate: float, **given):
+    """Stands in for main.careful_trainer: trl's own trainer and loss."""
+    return notebook_style.SFTTrainer(**given)
+
+
+def trl_evaluation(learning_rate: float, **given):
+    """As trl_loss, and with a validation loss, on as many rows to those of training as main.py has: 160 to 880."""
+    rows = given["train_dataset"]
+    return notebook_style.SFTTrainer(eval_dataset=rows.select(range(len(rows) * 160 // 880)), **given)
+
+
+def trl_rows(learning_rate: float, data_collator: Callable, **given):
+    """Stands in for main.careful_trainer: trl's own trainer and loss, rows side by side with padding."""
     return notebook_style.SFTTrainer(**given)
 
 
@@ -209,30 +236,38 @@ def coarse(learning_rate: float, trainer: Callable = tool.careful_trainer, **giv
     return made
 
 
-VARIANTS = {  # what is changed in ours, one thing at a time
+VARIANTS = {  # what is changed in ours
     "ours": {},
-    "logits of all tokens": {"trainer": lambda learning_rate, **given: notebook_style.SFTTrainer(**given)},
-    "rows padded": {"trainer": padded},
-    "rows padded, like lengths together": {"trainer": padded, "train_sampling_strategy": "group_by_length"},
+    "trl's loss": {"trainer": trl_loss},
+    "trl's loss, validation after the epoch": {"trainer": trl_evaluation, "eval_strategy": "epoch"},
+    "trl's loss, rows padded": {"trainer": trl_rows},
+    "trl's loss, rows padded, like lengths together": {"trainer": trl_rows, "train_sampling_strategy": "group_by_length"},
     "activations computed again": {"activation_checkpointing": True, "gradient_checkpointing": True},
     "adapter in bfloat16": {"trainer": coarse},
-    "all computed in bfloat16": {"bf16": True, "mixed_precision": "bf16"},
-    "batch of 16": {"batch_size": 16},
+    "bfloat16 autocast": {"bf16": True, "mixed_precision": "bf16"},
+    "batch of 16": {"batch_size": 16, "pass_tokens": 4096},
     "one thread": {"threads": 1},
     "two loader processes": {"dataloader_num_workers": 2}}
 
 
-def try_out(folder: Path, run: int, variant: str, steps: int) -> dict[str, float]:
-    """Examples a second over some steps on the embedded data, with one thing changed."""
+def try_out(folder: Path, run: int, variant: str, rows: int) -> dict[str, float]:
+    """Examples a second of an epoch over some rows of the embedded data, with something changed."""
     change = dict(VARIANTS[variant])
     torch.set_num_threads(change.pop("threads", torch.get_num_threads()))
-    settings, splits, untouched = tool.prepare(tool.Settings(seed=42 + run, batch_size=change.pop("batch_size", 8)))
+    plan = {name: change.pop(name) for name in ("batch_size", "pass_tokens") if name in change}
+    settings, splits, untouched = tool.prepare(tool.Settings(seed=42 + run, epochs=1, **plan))
+    splits["train"] = splits["train"].select(range(rows))
     splits["validation"] = splits["validation"].select(range(8))
     tool.careful_trainer = change.pop("trainer", tool.careful_trainer)
-    change_training(tool, max_steps=steps, **change)
+    change_training(tool, save_strategy="no", **change)
     (folder / "run").mkdir()
     _, log, _ = tool.fine_tune(untouched, splits, settings, folder / "run")
-    return {"examples_per_second": steps * settings.batch_size / next(entry["train_runtime"] for entry in log if "train_runtime" in entry)}
+    return {"examples_per_second": rows / steps_seconds(log)}
+
+
+def tried_cases(size: dict) -> list[dict]:
+    """All variants on the same rows; where bfloat16 is only imitated, its autocast is so slow that an eighth of them must do."""
+    return [{"variant": variant, "rows": size["tried_rows"] // (8 if variant == "bfloat16 autocast" else 1)} for variant in VARIANTS]
 
 
 # ---- start-up
@@ -247,10 +282,20 @@ def start_up(folder: Path, run: int, method: str) -> dict[str, float]:
 
 # ---- growth
 
+def narrow_llama(folder: Path) -> str:
+    """A Llama of one narrow layer with random weights and the embedded tokenizer; returns its path. What is done beside the model does not hide behind it."""
+    tokenizer = tool.load_tokenizer(MODEL)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024, **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
     """Seconds of the job's parts at so many rows, and the peak memory after each, in the order in which they are done.
 
-    The rows are the first eight words of the embedded messages with two numbers, so that no two are the same: long texts would take hours.
+    The rows are the first eight words of the embedded messages with two numbers, so that no two are the same.
     """
     messages = [row for split in ("train", "validation", "test") for row in read_rows(DATA["embedded"] / f"{split}.csv")]
     write_rows(folder / "rows.csv", [{"text": " ".join([str(i // 1000), *row["text"].split()[:8], str(i % 1000)]), "label": row["label"]}
@@ -265,7 +310,7 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
 
     tool.load_splits = partial(note, "read", tool.load_splits)
     tool.training_rows = partial(note, "training rows", tool.training_rows)
-    settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv")))
+    settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv"), model=narrow_llama(folder / "model")))
     every = datasets.concatenate_datasets(list(splits.values()))
     texts = every["text"][:]
     note("tokenize", tool.as_written, untouched.tokenizer, texts)
@@ -274,7 +319,7 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
         note("baselines", tool.judge_baselines, splits)
         some = DatasetDict(train=splits["train"], validation=splits["validation"].select(range(8)))
         change_training(tool, max_steps=steps)
-        tuned, log, _ = note("train some steps", tool.fine_tune, untouched, some, settings, folder)
+        tuned, log, _ = note("all that, and some steps", tool.fine_tune, untouched, some, settings, folder)
         systems = ("majority", "tfidf", "zero_shot", "few_shot", "fine_tuned")
         probabilities = tool.softmax(scores, axis=1)
         note("report", tool.report, folder, every, tuned, scores, {name: ([probabilities], 0.0) for name in systems}, log)
@@ -285,22 +330,24 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
 
 def end_to_end(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
     """Seconds and memory of the whole program in a new interpreter, and its accuracy."""
-    out, script = folder / "run", {"ours": ROOT / "main.py", "notebook": HERE / "notebook_style.py"}[method]
+    out, script = folder / "run", HERE / "notebook_style.py" if method == "notebook" else ROOT / "main.py"
     command = [sys.executable, script, "--data", sample(data, folder, train), "--epochs", str(epochs), "--seed", str(42 + run)]
     start = time.time()
-    done = subprocess.run(command + (["--output-dir", out] if method == "ours" else []), check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command + ([] if method == "notebook" else ["--output-dir", out]), check=True, stdout=subprocess.PIPE, text=True)
     figures = {"seconds": time.time() - start, "peak_mb": peak(RUSAGE_CHILDREN)}
     last = json.loads(done.stdout.splitlines()[-1] if method == "notebook" else (out / "metrics.json").read_text())
-    return figures | ({"accuracy": last["systems"]["fine_tuned"]["accuracy"]} if method == "ours" else last)
+    return figures | (last if method == "notebook" else {"accuracy": last["systems"]["fine_tuned"]["accuracy"]})
 
 
 def end_to_end_cases(size: dict) -> list[dict]:
-    """Both programs on the embedded data."""
-    return [{"method": method, "data": "embedded", "train": size["train"]["embedded"], "epochs": size["job_epochs"]} for method in ("ours", "notebook")]
+    """Both programs on the embedded data, and ours with as many epochs as it trains without options."""
+    return [{"method": method, "data": "embedded", "train": size["train"]["embedded"], "epochs": size[epochs]}
+            for method, epochs in (("ours", "end_to_end_epochs"), ("notebook", "end_to_end_epochs"), ("main job", "job_epochs"))]
 
 
 SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases),
-            "tried": (try_out, lambda size: [{"variant": variant, "steps": size["steps"]} for variant in VARIANTS]), "startup": (start_up, lambda size: [{"method": "help"}, {"method": "first step"}]),
+            "tried": (try_out, tried_cases),
+            "startup": (start_up, lambda size: [{"method": "help"}, {"method": "first step"}]),
             "growth": (grow, lambda size: [{"rows": rows, "steps": size["steps"]} for rows in size["rows"]]),
             "end_to_end": (end_to_end, end_to_end_cases)}
 
@@ -326,9 +373,12 @@ def answer(measurement: Callable, arguments: dict, folder: Path) -> None:
     (folder / "figures.json").write_text(json.dumps(figures | {"own_mb": figures["peak_mb"] - floor}))
 
 
-def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -> list[dict]:
-    """Median, mean and range of every figure of every case. Runs are interleaved: a, b, c, a, b, c; what time cannot change is measured once."""
-    once = lambda case: case.get("method") == "exactness" or case.get("rows", 0) > WHOLE_JOB
+def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -> Iterator[list[dict]]:
+    """Median, mean and range of every figure of every case so far, from the end of the first run on.
+
+    Runs are interleaved: a, b, c, a, b, c. What time cannot change, or what takes too long, is measured once.
+    """
+    once = lambda case: case.get("method") in ("exactness", "profile") or case.get("rows", 0) > WHOLE_JOB
     todo = [(run, i) for run in range(runs) for i, case in enumerate(cases) if run == 0 or not once(case)]
     found = [[] for _ in cases]
     for first in range(0, len(todo), at_once):
@@ -346,7 +396,8 @@ def measure(measurement: Callable, cases: list[dict], runs: int, at_once: int) -
                     raise RuntimeError(f"{measurement.__name__} {cases[i]} ended with {child.exitcode}\n{(folder / 'log.txt').read_text()[-3000:]}")
                 found[i].append(json.loads((folder / "figures.json").read_text()))
                 print(measurement.__name__, cases[i], {name: float(f"{value:.4g}") for name, value in found[i][-1].items()}, file=sys.stderr, flush=True)
-    return [{"case": case} | {name: summary([figures[name] for figures in same]) for name in same[0]} for case, same in zip(cases, found)]
+        if all(found):
+            yield [{"case": case} | {name: summary([figures[name] for figures in same]) for name in same[0]} for case, same in zip(cases, found)]
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -362,7 +413,7 @@ def machine() -> dict[str, str | int]:
 
 
 def main() -> None:
-    """Measure the sections asked for; each is kept as soon as it is done."""
+    """Measure the sections asked for; what is measured is kept, whatever happens next."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smallest", action="store_true", help="see that everything works, in a minute; the times mean nothing")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure these, keep what bench.json has of the others")
@@ -377,13 +428,14 @@ def main() -> None:
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for section in args.only:
         measurement, cases = SECTIONS[section]
-        rows = measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1)
-        results[section] = {"size": name, "machine": machine(), "rows": rows}
-        kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        for rows in measure(measurement, cases(size), args.runs or (1 if args.smallest else 3), 2 if args.smallest else 1):
+            results[section] = {"size": name, "machine": machine(), "rows": rows}
+            kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(show(section, results[section]), end="\n\n", flush=True)
         if section == "scoring":
             assert all(row["float32"]["high"] < 1e-3 for row in rows if row["case"]["method"] == "exactness"), "one pass is not exact"
-    draw(results, args.output_dir / "bench.png")
+    if {"scoring", "training"} <= results.keys():
+        draw(results, args.output_dir / "bench.png")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def take_first_step(spans: dict, folder: str) -> None:
 
     for name in ("load_splits", "load_tokenizer", "load_model", "training_rows", "add_adapter", "train"):
         setattr(main, name, clocked(getattr(main, name), spans, name))
-    change_training(main, max_steps=1)
+    change_training(main, max_steps=1, save_strategy="no")
     main.quieten_libraries()
     settings, splits, untouched = main.prepare(main.Settings())
     splits["validation"] = splits["validation"].select(range(8))  # scored after the step, to fit the temperature
@@ -58,7 +58,7 @@ def take_first_step(spans: dict, folder: str) -> None:
 
 
 def load_plain(spans: dict) -> None:
-    """The same model without quantization: what loading in 4 bits takes longer is quantization."""
+    """The same model without quantization, when all is warm: what loading in 4 bits took longer is quantization, and the first use of its library."""
     import main
     import torch
 
@@ -69,7 +69,7 @@ def parts(spans: dict, started: float) -> dict[str, float]:
     """Seconds of each part and of the whole."""
     took = {name: end - start for name, (start, end) in spans.items()}
     known = {"imports": BEGUN - started + took["imports"], "reading the data": took["load_splits"],
-             "model load": took["load_tokenizer"] + took["plain"], "quantization": took["load_model"] - took["plain"],
+             "model load": took["load_tokenizer"] + took["plain"], "quantization, and its first use": took["load_model"] - took["plain"],
              "tokenization": took["training_rows"], "adapter": took["add_adapter"], "trainer and first step": took["train"]}
     total = spans["train"][1] - started
     return {"to the first step": total, **known, "other": total - sum(known.values())}
