@@ -35,6 +35,7 @@ import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
 from first_step import change_training  # noqa: E402
 from show import draw, show  # noqa: E402
+from sklearn.metrics import accuracy_score  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import main as tool  # noqa: E402
@@ -129,26 +130,28 @@ def classifier_for(labels: list[str], quantized: bool = True) -> tool.Classifier
     return tool.Classifier(model, tokenizer, tool.make_format(tokenizer, labels, model.config.max_position_embeddings))
 
 
-def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
-    """Texts a second, and tokens that go through the model for a text.
+def exactness(texts: list[str], labels: list[str]) -> dict[str, float]:
+    """How far our log-probabilities are from those of one pass for each pair, at most."""
+    gaps = {}
+    for name, quantized in (("float32", False), ("4 bits", True)):
+        classifier = classifier_for(labels, quantized)
+        gaps[name] = float(np.abs(classifier.scores(texts) - score_pairs(classifier, texts)).max())
+    return gaps
 
-    For `exactness`, how far our log-probabilities are from those of one pass for each pair; for `profile`, the costliest
-    operations of one pass, as shares of the time of all of torch's.
-    """
-    texts, labels = scoring_task(**task)
-    if method == "exactness":
-        gaps = {}
-        for name, quantized in (("float32", False), ("4 bits", True)):
-            classifier = classifier_for(labels, quantized)
-            gaps[name] = float(np.abs(classifier.scores(texts) - score_pairs(classifier, texts)).max())
-        return gaps
+
+def profile(texts: list[str], labels: list[str]) -> dict[str, float]:
+    """The costliest operations of one pass, as shares of the time of all of torch's."""
     classifier = classifier_for(labels)
-    if method == "profile":
-        classifier.scores(texts)  # warm
-        with torch.autograd.profiler.profile(use_kineto=False) as profiler:
-            classifier.scores(texts)
-        spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
-        return {operation: microseconds / spent.total() for operation, microseconds in spent.most_common(5)}
+    classifier.scores(texts)  # warm
+    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+        classifier.scores(texts)
+    spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+    return {operation: microseconds / spent.total() for operation, microseconds in spent.most_common(5)}
+
+
+def speed(method: str, texts: list[str], labels: list[str]) -> dict[str, float]:
+    """Texts a second, and tokens that go through the model for a text."""
+    classifier = classifier_for(labels)
     ask = {"one pass": classifier.scores, "pairs": lambda texts: score_pairs(classifier, texts),
            "generate": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels, batch_size=1),
            "generate in batches": lambda texts: notebook_style.classify(classifier.model, classifier.tokenizer, texts, labels)}[method]
@@ -161,6 +164,11 @@ def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
     hook.remove()
     figures["texts_per_second"] = len(texts) / figures["seconds"]
     return figures | ({"no_label": answers.count(notebook_style.NO_LABEL) / len(answers)} if isinstance(answers, list) else {})
+
+
+def score(folder: Path, run: int, method: str, **task) -> dict[str, float]:
+    """The figures of one way to score, or of what is asked about ours."""
+    return {"exactness": exactness, "profile": profile}.get(method, partial(speed, method))(*scoring_task(**task))
 
 
 METHODS = "one pass", "pairs", "generate", "generate in batches"
@@ -178,11 +186,10 @@ def scoring_cases(size: dict) -> list[dict]:
 # ---- training
 
 def stock(untouched: tool.Classifier, splits: DatasetDict, settings: tool.Settings, folder: Path):
-    """As main.fine_tune, by trl's defaults."""
-    start = time.perf_counter()
+    """As main.fine_tune, by trl's defaults; returns the new classifier and the training log."""
     trainer = notebook_style.train(untouched.model, untouched.tokenizer, splits["train"], untouched.labels, str(folder), epochs=settings.epochs,
                                    learning_rate=settings.learning_rate, rank=settings.rank, seed=settings.seed)
-    return tool.replace(untouched, model=trainer.model), trainer.state.log_history, time.perf_counter() - start
+    return tool.replace(untouched, model=trainer.model), trainer.state.log_history
 
 
 def train(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
@@ -190,10 +197,9 @@ def train(folder: Path, run: int, method: str, data: str, train: int, epochs: in
     settings = tool.Settings(data=sample(data, folder, train), epochs=epochs, seed=42 + run)
     settings, splits, untouched = tool.prepare(settings)
     (folder / "run").mkdir()
-    tuned, log, _ = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
+    tuned, log, *_ = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
     figures = {"examples_per_second": len(splits["train"]) * epochs / steps_seconds(log), "peak_mb": peak()}
-    right = np.array(tuned.predict(splits["test"]["text"][:])) == np.array(splits["test"]["label"][:])
-    return figures | {"accuracy": float(right.mean())}
+    return figures | {"accuracy": float(accuracy_score(splits["test"]["label"][:], tuned.predict(splits["test"]["text"][:])))}
 
 
 def steps_seconds(log: list[dict[str, float]]) -> float:
@@ -214,12 +220,12 @@ def trl_loss(learning_rate: float, **given):
 def trl_evaluation(learning_rate: float, **given):
     """As trl_loss, and with a validation loss, on as many rows to those of training as main.py has: 160 to 880."""
     rows = given["train_dataset"]
-    return notebook_style.SFTTrainer(eval_dataset=rows.select(range(len(rows) * 160 // 880)), **given)
+    return trl_loss(learning_rate, eval_dataset=rows.select(range(len(rows) * 160 // 880)), **given)
 
 
 def trl_rows(learning_rate: float, data_collator: Callable, **given):
     """Stands in for main.careful_trainer: trl's own trainer and loss, rows side by side with padding."""
-    return notebook_style.SFTTrainer(**given)
+    return trl_loss(learning_rate, **given)
 
 
 def coarse(learning_rate: float, trainer: Callable = tool.careful_trainer, **given):

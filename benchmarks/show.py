@@ -26,6 +26,11 @@ def spread(figure: dict[str, float]) -> str:
     return f"{figure['median']:.2f}" + (f" ({figure['low']:.2f} - {figure['high']:.2f})" if figure["runs"] > 1 else "")
 
 
+def own_figures(row: dict) -> dict[str, dict]:
+    """What a measurement itself returned, without its memory."""
+    return {name: figure for name, figure in row.items() if name not in ("case", "peak_mb", "own_mb")}
+
+
 def memory(row: dict) -> str:
     """Peak memory, and what of it was beyond the imported libraries."""
     return f"{row['peak_mb']['median']:.0f} ({row['own_mb']['median']:.0f})"
@@ -52,7 +57,7 @@ def show_scoring(rows: list[dict]) -> str:
             times.setdefault(method, []).append((length, row["seconds"]["median"]))
     exact = [[*task(row)[:2], *(f"{row[name]['median']:.1e}" for name in ("float32", "4 bits"))]
              for row in rows if row["case"]["method"] == "exactness"]
-    spent = [[*task(row)[:2], ", ".join(f"{name} {figure['median']:.0%}" for name, figure in row.items() if name not in ("case", "peak_mb", "own_mb"))]
+    spent = [[*task(row)[:2], ", ".join(f"{name} {figure['median']:.0%}" for name, figure in own_figures(row).items())]
              for row in rows if row["case"]["method"] == "profile"]
     return "\n".join([
         f"{timed[0]['case']['texts']} texts",
@@ -81,7 +86,7 @@ def show_tried(rows: list[dict]) -> str:
 
 def show_startup(rows: list[dict]) -> str:
     """Seconds of each part."""
-    return table(["part", "seconds"], [[name, spread(figure)] for row in rows for name, figure in row.items() if name not in ("case", "peak_mb", "own_mb")])
+    return table(["part", "seconds"], [[name, spread(figure)] for row in rows for name, figure in own_figures(row).items()])
 
 
 def show_growth(rows: list[dict]) -> str:
@@ -108,7 +113,7 @@ def show_end_to_end(rows: list[dict]) -> str:
 def show(section: str, kept: dict) -> str:
     """The table of a section of bench.json, and what it was measured on."""
     on = ", ".join(f"{name} {value}" for name, value in kept["machine"].items())
-    runs = max(figure["runs"] for row in kept["rows"] for name, figure in row.items() if name != "case")
+    runs = max(figure["runs"] for row in kept["rows"] for figure in own_figures(row).values())
     return f"{section}, {kept['size']} size, median of {runs} run{'s' * (runs > 1)} on {on}\n{globals()[f'show_{section}'](kept['rows'])}"
 
 
