@@ -26,8 +26,8 @@ check: .venv  ## fail where README.org shows what its blocks no longer print (Em
 html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)
 	.venv/bin/python tests/document.py html
 
-bench: .venv  ## measure speed and memory against what is usual: outputs/bench.json and outputs/bench.png (some hours)
-	HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/bench.py --rows 1000 10000 100000
+bench: .venv  ## measure speed and memory against what is usual: outputs/bench.json and outputs/bench.png (an hour or two)
+	HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/bench.py
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

@@ -44,10 +44,10 @@ MODEL = str(ROOT / "data" / "tiny-llama")
 DATA = {"embedded": ROOT / "data" / "patient-messages", "banking77": ROOT.parent / "shared" / "datasets" / "banking77"}
 SIZES = {
     "smallest": {"data": ["embedded"], "labels": [2, 8], "lengths": [20, 40], "texts": 2, "train": {"embedded": 4}, "epochs": 1,
-                 "tried_rows": 8, "rows": [40, 80], "steps": 1, "end_to_end_epochs": 1, "job_epochs": 1},
+                 "tried_rows": 8, "rows": [40, 80], "steps": 1, "job_epochs": 1},
     "full": {"data": [name for name, folder in DATA.items() if folder.is_dir()], "labels": [2, 8, 77, 150], "lengths": [50, 100, 200, 400, 800],
              "texts": 16, "train": {"embedded": 880, "banking77": 385}, "epochs": 2, "tried_rows": 192,
-             "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 12, "end_to_end_epochs": 1, "job_epochs": tool.Settings().epochs}}
+             "rows": [1_000, 10_000, 100_000, 1_000_000], "steps": 12, "job_epochs": tool.Settings().epochs}}
 WHOLE_JOB = 100_000  # rows up to which growth measures all parts of the job, and more than once
 
 
@@ -139,14 +139,19 @@ def exactness(texts: list[str], labels: list[str]) -> dict[str, float]:
     return gaps
 
 
+def shares(profiler: torch.autograd.profiler.profile) -> dict[str, float]:
+    """The matrix products and the costliest operations, as shares of the time of all of torch's."""
+    spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+    return {operation: spent[operation] / spent.total() for operation in dict.fromkeys(["aten::mm", *(name for name, _ in spent.most_common(5))])}
+
+
 def profile(texts: list[str], labels: list[str]) -> dict[str, float]:
-    """The costliest operations of one pass, as shares of the time of all of torch's."""
+    """Where the time of one pass goes."""
     classifier = classifier_for(labels)
     classifier.scores(texts)  # warm
     with torch.autograd.profiler.profile(use_kineto=False) as profiler:
         classifier.scores(texts)
-    spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
-    return {operation: microseconds / spent.total() for operation, microseconds in spent.most_common(5)}
+    return shares(profiler)
 
 
 def speed(method: str, texts: list[str], labels: list[str]) -> dict[str, float]:
@@ -193,10 +198,15 @@ def stock(untouched: tool.Classifier, splits: DatasetDict, settings: tool.Settin
 
 
 def train(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
-    """Examples a second of the optimizer's steps, peak memory, and the accuracy it came to; each run has its own seed."""
+    """Examples a second of the optimizer's steps, peak memory, and the accuracy it came to; each run has its own seed. Or where the time of ours goes."""
     settings = tool.Settings(data=sample(data, folder, train), epochs=epochs, seed=42 + run)
     settings, splits, untouched = tool.prepare(settings)
     (folder / "run").mkdir()
+    if method == "profile":
+        splits["validation"] = splits["validation"].select(range(1))
+        with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+            tool.fine_tune(untouched, splits, settings, folder / "run")
+        return shares(profiler)
     tuned, log, *_ = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
     figures = {"examples_per_second": len(splits["train"]) * epochs / steps_seconds(log), "peak_mb": peak()}
     return figures | {"accuracy": float(accuracy_score(splits["test"]["label"][:], tuned.predict(splits["test"]["text"][:])))}
@@ -208,8 +218,10 @@ def steps_seconds(log: list[dict[str, float]]) -> float:
 
 
 def training_cases(size: dict) -> list[dict]:
-    """Both trainers on every dataset."""
-    return [{"method": method, "data": data, "train": size["train"][data], "epochs": size["epochs"]} for data in size["data"] for method in ("ours", "stock")]
+    """Both trainers on every dataset, and a profile."""
+    timed = [{"method": method, "data": data, "train": size["train"][data], "epochs": size["epochs"]}
+             for data in size["data"] for method in ("ours", "stock")]
+    return [*timed, {"method": "profile", "data": "embedded", "train": size["tried_rows"] // 2, "epochs": 1}]
 
 
 def trl_loss(learning_rate: float, **given):
@@ -273,7 +285,8 @@ def try_out(folder: Path, run: int, variant: str, rows: int) -> dict[str, float]
 
 def tried_cases(size: dict) -> list[dict]:
     """All variants on the same rows; where bfloat16 is only imitated, its autocast is so slow that an eighth of them must do."""
-    return [{"variant": variant, "rows": size["tried_rows"] // (8 if variant == "bfloat16 autocast" else 1)} for variant in VARIANTS]
+    slow = [] if notebook_style.has_bfloat16() else ["bfloat16 autocast"]
+    return [{"variant": variant, "rows": size["tried_rows"] // (8 if variant in slow else 1)} for variant in VARIANTS]
 
 
 # ---- start-up
@@ -317,15 +330,16 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
     tool.load_splits = partial(note, "read", tool.load_splits)
     tool.training_rows = partial(note, "training rows", tool.training_rows)
     settings, splits, untouched = tool.prepare(tool.Settings(data=str(folder / "rows.csv"), model=narrow_llama(folder / "model")))
+    note("audit", tool.audit, splits, untouched.tokenizer, untouched.form)
     every = datasets.concatenate_datasets(list(splits.values()))
     texts = every["text"][:]
-    note("tokenize", tool.as_written, untouched.tokenizer, texts)
+    note("tokenize", tool.longest_prompt, texts, untouched)
     scores = note("score", untouched.scores, texts)
     if rows <= WHOLE_JOB:
         note("baselines", tool.judge_baselines, splits)
         some = DatasetDict(train=splits["train"], validation=splits["validation"].select(range(8)))
         change_training(tool, max_steps=steps)
-        tuned, log, _ = note("all that, and some steps", tool.fine_tune, untouched, some, settings, folder)
+        tuned, log, _ = note("training rows, and some steps", tool.fine_tune, untouched, some, settings, folder)
         systems = ("majority", "tfidf", "zero_shot", "few_shot", "fine_tuned")
         probabilities = tool.softmax(scores, axis=1)
         note("report", tool.report, folder, every, tuned, scores, {name: ([probabilities], 0.0) for name in systems}, log)
@@ -335,20 +349,21 @@ def grow(folder: Path, run: int, rows: int, steps: int) -> dict[str, float]:
 # ---- end to end
 
 def end_to_end(folder: Path, run: int, method: str, data: str, train: int, epochs: int) -> dict[str, float]:
-    """Seconds and memory of the whole program in a new interpreter, and its accuracy."""
+    """Seconds and memory of the whole program in a new interpreter, its accuracy, and for ours how much of it was fine-tuning."""
     out, script = folder / "run", HERE / "notebook_style.py" if method == "notebook" else ROOT / "main.py"
     command = [sys.executable, script, "--data", sample(data, folder, train), "--epochs", str(epochs), "--seed", str(42 + run)]
     start = time.time()
     done = subprocess.run(command + ([] if method == "notebook" else ["--output-dir", out]), check=True, stdout=subprocess.PIPE, text=True)
     figures = {"seconds": time.time() - start, "peak_mb": peak(RUSAGE_CHILDREN)}
-    last = json.loads(done.stdout.splitlines()[-1] if method == "notebook" else (out / "metrics.json").read_text())
-    return figures | (last if method == "notebook" else {"accuracy": last["systems"]["fine_tuned"]["accuracy"]})
+    if method == "notebook":
+        return figures | json.loads(done.stdout.splitlines()[-1])
+    tuned = json.loads((out / "metrics.json").read_text())["systems"]["fine_tuned"]
+    return figures | {"accuracy": tuned["accuracy"], "tuning_seconds": tuned["seconds"]}
 
 
 def end_to_end_cases(size: dict) -> list[dict]:
-    """Both programs on the embedded data, and ours with as many epochs as it trains without options."""
-    return [{"method": method, "data": "embedded", "train": size["train"]["embedded"], "epochs": size[epochs]}
-            for method, epochs in (("ours", "end_to_end_epochs"), ("notebook", "end_to_end_epochs"), ("main job", "job_epochs"))]
+    """Ours as it is without options, and the notebook with as many epochs, both on the embedded data."""
+    return [{"method": method, "data": "embedded", "train": size["train"]["embedded"], "epochs": size["job_epochs"]} for method in ("main job", "notebook")]
 
 
 SECTIONS = {"scoring": (score, scoring_cases), "training": (train, training_cases),
@@ -415,7 +430,8 @@ def machine() -> dict[str, str | int]:
     """What it was measured on."""
     models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {"processor": (models or [platform.processor() or platform.machine()])[0], "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads()} | {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")}
+            "threads": torch.get_num_threads(), "bfloat16": "in hardware" if notebook_style.has_bfloat16() else "imitated",
+            **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")}}
 
 
 def main() -> None:

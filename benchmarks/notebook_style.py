@@ -20,9 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_LABEL = "(no label)"
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor computes bfloat16 itself; others imitate it, many times as slowly."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))  # x86, ARM
+
+
 def load(name: str):
     """The model in 4 bits, and its tokenizer."""
-    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # most processors only emulate bfloat16
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # most processors only imitate bfloat16
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
     return AutoModelForCausalLM.from_pretrained(name, quantization_config=four_bits, dtype=compute, device_map="auto"), AutoTokenizer.from_pretrained(name)
 
@@ -54,7 +60,7 @@ def train(model, tokenizer, rows: Dataset, labels: list[str], folder: str, *, ep
     """
     rows = rows.map(lambda row: {"prompt": question(row["text"], labels), "completion": [{"role": "assistant", "content": row["label"]}]},
                     remove_columns=rows.column_names)
-    device = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}
+    device = {} if torch.cuda.is_available() else {"use_cpu": True} if has_bfloat16() else {"use_cpu": True, "bf16": False}
     config = SFTConfig(output_dir=folder, num_train_epochs=epochs, learning_rate=learning_rate, seed=seed, **device)
     adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
