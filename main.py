@@ -159,14 +159,14 @@ def load_splits(settings: Settings) -> DatasetDict:
         splits["train"], splits["test"] = cut_off(splits["train"], len(splits["train"]) // 5, settings.seed)
     if "validation" not in splits:
         splits["train"], splits["validation"] = cut_off(splits["train"], len(splits["train"]) // 10, settings.seed)
-    splits = without_repeats(splits)
+    splits = without_repeats(splits).flatten_indices()  # rows stand in the order in which they are read: a large file is read much faster so
     if not all(map(len, splits.values())) or len(splits["test"]) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to validate or to test: give more examples")
     for name in ("validation", "test"):
         unknown = sorted(set(splits[name].unique("label")) - set(splits["train"].unique("label")))
         if unknown:
             raise InputError(f"the {name} split has labels that training never sees: {', '.join(unknown)}: add examples or remove the rows")
-    return splits.flatten_indices()  # rows stand in the order in which they are read: a large file is read much faster so
+    return splits
 
 def balance(split: Dataset, seed: int) -> Dataset:
     """Repeat rows of rare classes, drawn at random, until every class has as many as the largest."""

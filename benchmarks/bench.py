@@ -139,8 +139,10 @@ def exactness(texts: list[str], labels: list[str]) -> dict[str, float]:
     return gaps
 
 
-def shares(profiler: torch.autograd.profiler.profile) -> dict[str, float]:
-    """The matrix products and the costliest operations, as shares of the time of all of torch's."""
+def shares(work: Callable) -> dict[str, float]:
+    """Does the work; returns its matrix products and costliest operations, as shares of the time of all of torch's."""
+    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+        work()
     spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
     return {operation: spent[operation] / spent.total() for operation in dict.fromkeys(["aten::mm", *(name for name, _ in spent.most_common(5))])}
 
@@ -149,9 +151,7 @@ def profile(texts: list[str], labels: list[str]) -> dict[str, float]:
     """Where the time of one pass goes."""
     classifier = classifier_for(labels)
     classifier.scores(texts)  # warm
-    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
-        classifier.scores(texts)
-    return shares(profiler)
+    return shares(lambda: classifier.scores(texts))
 
 
 def speed(method: str, texts: list[str], labels: list[str]) -> dict[str, float]:
@@ -204,9 +204,7 @@ def train(folder: Path, run: int, method: str, data: str, train: int, epochs: in
     (folder / "run").mkdir()
     if method == "profile":
         splits["validation"] = splits["validation"].select(range(1))
-        with torch.autograd.profiler.profile(use_kineto=False) as profiler:
-            tool.fine_tune(untouched, splits, settings, folder / "run")
-        return shares(profiler)
+        return shares(lambda: tool.fine_tune(untouched, splits, settings, folder / "run"))
     tuned, log, *_ = {"ours": tool.fine_tune, "stock": stock}[method](untouched, splits, settings, folder / "run")
     figures = {"examples_per_second": len(splits["train"]) * epochs / steps_seconds(log), "peak_mb": peak()}
     return figures | {"accuracy": float(accuracy_score(splits["test"]["label"][:], tuned.predict(splits["test"]["text"][:])))}
@@ -285,8 +283,8 @@ def try_out(folder: Path, run: int, variant: str, rows: int) -> dict[str, float]
 
 def tried_cases(size: dict) -> list[dict]:
     """All variants on the same rows; where bfloat16 is only imitated, its autocast is so slow that an eighth of them must do."""
-    slow = [] if notebook_style.has_bfloat16() else ["bfloat16 autocast"]
-    return [{"variant": variant, "rows": size["tried_rows"] // (8 if variant in slow else 1)} for variant in VARIANTS]
+    return [{"variant": variant, "rows": size["tried_rows"] // (8 if variant == "bfloat16 autocast" and not notebook_style.has_bfloat16() else 1)}
+            for variant in VARIANTS]
 
 
 # ---- start-up

@@ -60,7 +60,7 @@ def train(model, tokenizer, rows: Dataset, labels: list[str], folder: str, *, ep
     """
     rows = rows.map(lambda row: {"prompt": question(row["text"], labels), "completion": [{"role": "assistant", "content": row["label"]}]},
                     remove_columns=rows.column_names)
-    device = {} if torch.cuda.is_available() else {"use_cpu": True} if has_bfloat16() else {"use_cpu": True, "bf16": False}
+    device = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": has_bfloat16()}
     config = SFTConfig(output_dir=folder, num_train_epochs=epochs, learning_rate=learning_rate, seed=seed, **device)
     adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
