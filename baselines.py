@@ -1,0 +1,93 @@
+"""What fine-tuning is compared with: no training at all, and simple training."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+
+from prompts import make_prompt
+
+
+def fit_tfidf(train: Dataset, validation: Dataset):
+    """TF-IDF of words and word pairs, logistic regression; C has the least validation log-loss."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]",
+                            max_features=100_000)
+    features, truth = words.fit_transform(train["text"][:]), train["label"][:]
+    unseen, answers = words.transform(validation["text"][:]), validation["label"][:]
+    fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, truth)
+              for c in (1, 10, 100, 1000)]
+    loss = lambda model: log_loss(answers, model.predict_proba(unseen), labels=model.classes_)
+    return make_pipeline(words, min(fitted, key=loss))
+
+
+def fit_majority(train: Dataset, validation: Dataset):
+    """Always the commonest class."""
+    return DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
+
+
+Results = dict[str, tuple[list[np.ndarray], float]]  # system: probabilities per run, and seconds
+
+
+def judge_baselines(splits: DatasetDict) -> Results:
+    """Probabilities of the test rows by `majority` and `tfidf`, and seconds to fit and predict."""
+    results = {}
+    for name, fit in {"majority": fit_majority, "tfidf": fit_tfidf}.items():
+        start = time.perf_counter()
+        model = fit(splits["train"], splits["validation"])
+        probabilities = model.predict_proba(splits["test"]["text"][:])
+        results[name] = [probabilities], time.perf_counter() - start
+    return results
+
+
+def context_length(model) -> int:
+    """How many tokens the model can take at once; very many where it sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
+
+
+def draw_examples(train: Dataset, labels: list[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Texts and labels in random order, one of each class in turn, of the class's shorter texts."""
+    random = np.random.default_rng(seed)
+    texts = {label: [] for label in labels}
+    for row in random.permutation(len(train)):
+        texts[train[int(row)]["label"]].append(train[int(row)]["text"])
+    for label, same in texts.items():
+        usual = np.median([len(text) for text in same])
+        texts[label] = [text for text in same if len(text) <= usual]
+    for turn in range(max(map(len, texts.values()))):
+        for label in random.permutation(labels):
+            if turn < len(texts[label]):
+                yield texts[label][turn], str(label)
+
+
+def few_shot(train: Dataset, classifier, instruction: str, seed: int, room: int = 1024):
+    """The same classifier with as many examples in its prompt as `room` tokens hold."""
+    model, tokenizer, prompt = classifier.model, classifier.tokenizer, classifier.prompt
+    room, examples = min(room, context_length(model) // 2), []
+    length = len(prompt.before) + len(prompt.after) + prompt.text_room + max(
+        map(len, prompt.completions.values()))
+    for example in draw_examples(train, classifier.labels, seed):
+        most = min(context_length(model), room + length)
+        longer = make_prompt(tokenizer, classifier.labels, instruction, most, [*examples, example])
+        if len(longer.before) > room:
+            break
+        examples.append(example)
+        prompt = replace(longer, text_room=min(longer.text_room, classifier.prompt.text_room))
+    return replace(classifier, prompt=prompt)
+
+
+def judge_base_model(splits: DatasetDict, classifier, instruction: str) -> Results:
+    """As judge_baselines, for `zero_shot` and `few_shot` (three draws; the seconds are of one)."""
+    texts, results = splits["test"]["text"][:], {}
+    drawn = [few_shot(splits["train"], classifier, instruction, seed) for seed in range(3)]
+    for name, asked in {"zero_shot": [classifier], "few_shot": drawn}.items():
+        start = time.perf_counter()
+        runs = [one.predict_proba(texts) for one in asked]
+        results[name] = runs, (time.perf_counter() - start) / len(runs)
+    return results

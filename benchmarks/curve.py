@@ -1,0 +1,134 @@
+# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset, DatasetDict
+from sklearn.metrics import accuracy_score
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import main
+from judging import fit_tfidf
+from keeping import write_json
+from reading import split_off
+
+
+HEAD_LEARNING_RATE = 5e-4  # of 2e-4, 5e-4 and 1e-3 the best on validation
+
+
+def plan(name: str, train: Dataset, seed: int, rank: int) -> main.Settings:
+    """The program's default settings for so many rows."""
+    width = transformers.AutoConfig.from_pretrained(name).hidden_size
+    return main.Settings(model=name, epochs=main.default_epochs(train["label"][:]), rank=rank,
+                         learning_rate=0.5 / width, seed=seed)
+
+
+def train_words(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+    """The predictions of a Llama that was trained to write the label."""
+    labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
+    prompt = main.make_prompt(tokenizer, labels, main.default_instruction(labels), 512)
+    model = main.add_adapter(main.load_model(name, main.choose_precision()[0]), rank, seed)
+    tuned, rows = main.Classifier(model, tokenizer, prompt), main.training_rows(
+        splits["train"], tokenizer, prompt)
+    with tempfile.TemporaryDirectory() as folder:
+        main.train(tuned, rows, splits["validation"], plan(name, splits["train"], seed, rank),
+                   Path(folder))
+    return tuned.predict(splits["test"]["text"][:])
+
+
+def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+    """The same with a classification head; the epoch with the least validation loss counts."""
+    from peft import LoraConfig, get_peft_model
+
+    labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
+    numbered = splits.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512) | {
+        "label": labels.index(row["label"])}, remove_columns=["text"])
+    transformers.set_seed(seed)
+    dtype, _ = main.choose_precision()
+    four_bits = main.four_bits(dtype)
+    four_bits.llm_int8_skip_modules = ["score"]  # the head is new, and trained as it is
+    model = main.keep_trainable(transformers.AutoModelForSequenceClassification.from_pretrained(
+        name, dtype=dtype, quantization_config=four_bits, num_labels=len(labels),
+        pad_token_id=tokenizer.pad_token_id))
+    model = get_peft_model(model, LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS"))
+    settings = plan(name, splits["train"], seed, rank)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = transformers.Trainer(
+            model=model, train_dataset=numbered["train"], eval_dataset=numbered["validation"],
+            processing_class=tokenizer, args=transformers.TrainingArguments(
+                output_dir=folder, num_train_epochs=settings.epochs, seed=seed,
+                learning_rate=HEAD_LEARNING_RATE, warmup_steps=0.05, eval_strategy="epoch",
+                save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
+                use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True))
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        logits = trainer.predict(numbered["test"]).predictions
+    return main.likeliest(logits, labels)
+
+
+def train_tfidf(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+    """The predictions of the baseline."""
+    baseline = fit_tfidf(splits["train"], splits["validation"])
+    return list(baseline.predict(splits["test"]["text"][:]))
+
+
+def train_control(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+    """As train_words, but from random weights in place of the pretrained ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.set_seed(seed)
+        config = transformers.AutoConfig.from_pretrained(name)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        main.load_tokenizer(name).save_pretrained(folder)
+        return train_words(folder, splits, seed, rank)
+
+
+SYSTEMS = {"words": train_words, "head": train_head, "tfidf": train_tfidf,
+           "random": train_control}
+
+
+def measure(path: Path, name: str, splits: DatasetDict, points: list[tuple]) -> None:
+    """Add the test accuracy of each (system, rows, seed, rank) that the file lacks."""
+    kept = json.loads(path.read_text()) if path.exists() else []
+    known = [(point["system"], point["rows"], point["seed"], point["rank"]) for point in kept]
+    for system, rows, seed, rank in points:
+        if (system, rows, seed, rank) in known:
+            continue
+        train, start = splits["train"], time.perf_counter()
+        part = train if rows >= len(train) else split_off(train, rows, seed)[1]
+        predicted = SYSTEMS[system](name, DatasetDict(splits | {"train": part}), seed, rank)
+        accuracy = accuracy_score(splits["test"]["label"][:], predicted)
+        kept.append({"system": system, "rows": rows, "seed": seed, "rank": rank,
+                     "accuracy": accuracy, "seconds": time.perf_counter() - start})
+        write_json(path, kept)
+        print(kept[-1], flush=True)
+
+
+def choose_points(sizes: list[int], seeds: int) -> list[tuple]:
+    """The learning curve, seed by seed, then ranks and the control on the second size."""
+    curve = [(system, rows, seed, 16) for seed in range(seeds) for rows in sizes
+             for system in ("tfidf", "words", "head")]
+    few = sizes[min(1, len(sizes) - 1)]
+    return curve + [("words", few, 0, 1), ("words", few, 0, 64), ("random", few, 0, 16)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Accuracy with few and with many examples.")
+    parser.add_argument("--model", default=str(ROOT / "data" / "smollm2"), help="folder or hub id")
+    parser.add_argument("--data", default=str(ROOT / "data" / "patient-messages"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512, 880])
+    parser.add_argument("--seeds", type=int, default=2, help="draws of the examples per size")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "curve.json",
+                        help="what is in it already is not measured again")
+    args = parser.parse_args()
+    main.quieten_libraries()
+    measure(args.output, args.model, main.load_splits(args.data),
+            choose_points(args.sizes, args.seeds))

@@ -1,0 +1,91 @@
+"""The README.md of a run: a model card, as the hub shows it."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from settings import Settings
+
+CARD = """---
+{yaml}
+---
+# {name}
+
+A LoRA adapter for {base} that sorts texts into {count} classes: {labels}.
+
+## Data
+
+{data}: {rows}. Fingerprints and counts are in audit.json.
+
+## Scores
+
+{verdict}
+
+```
+{scoreboard}
+```
+
+On {n} test rows; *seconds* on the machine that trained. The adapter is the one after epoch
+{best_epoch:.0f} of {epochs}, which had the least log-loss on validation.
+
+![Loss on training and validation](loss.png)
+
+![Where the test messages went](confusion-matrix.png)
+
+![Confidence against accuracy](reliability.png)
+
+## Limits
+
+It answers with one of its classes whatever the text is. The scores hold for texts like those of
+the test split and for nothing else. Its confidence was set by one temperature on the validation
+split.
+
+## Use
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+folder = {folder!r}  # the folder of this file
+model = AutoPeftModelForCausalLM.from_pretrained(
+    folder, quantization_config={quantization})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+chat = [{{"role": "user", "content": {instruction!r} + "\\n\\n" + "the text"}}]
+prompt = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt",
+    date_string="26 Jul 2024").to(model.device)
+answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)
+start = prompt["input_ids"].shape[1]
+print(tokenizer.decode(answer[0, start:], skip_special_tokens=True))
+```
+
+`main.py predict --run {folder} --texts "..."`, with the program that made this folder, also gives
+the probability of every label.
+"""
+
+FOUR_BITS = """BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)"""
+
+
+def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels: list[str],
+               metrics: dict, scoreboard: str) -> None:
+    """Write the card of a run from its settings, the counts of its splits and its metrics."""
+    base, data = (Path(place).name if Path(place).exists() else place
+                  for place in (settings.model, settings.data))
+    tuned = metrics["systems"]["fine_tuned"]
+    results = [EvalResult(task_type="text-classification", dataset_type=data, dataset_name=data,
+                          dataset_split="test", metric_type=name,
+                          metric_value=round(tuned[name], 4))
+               for name in ("accuracy", "precision", "recall", "f1")]
+    facts = ModelCardData(
+        library_name="peft", pipeline_tag="text-classification", tags=["lora", "trl", "sft"],
+        model_name=folder.name, eval_results=results,
+        base_model=None if Path(settings.model).exists() else settings.model)
+    card = CARD.format(
+        yaml=facts.to_yaml(), name=folder.name, base=base, count=len(labels),
+        labels=", ".join(labels), data=data, n=tuned["n"], verdict=metrics["verdict"],
+        rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
+        scoreboard=scoreboard, best_epoch=metrics["best_epoch"], epochs=settings.epochs,
+        folder=str(folder.resolve()), quantization=FOUR_BITS if settings.quantize else None,
+        instruction=settings.instruction.replace("{labels}", ", ".join(labels)))
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,87 @@
+# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import log_loss, precision_recall_fscore_support, recall_score
+
+def likeliest(probabilities: np.ndarray, labels: list[str]) -> list[str]:
+    """The likeliest label of each row of (rows, labels)."""
+    return [labels[i] for i in probabilities.argmax(1)]
+
+
+def is_right(truth: list[str], probabilities: np.ndarray, labels: list[str]) -> np.ndarray:
+    """Whether the likeliest label of each row is the true one: (rows,), boolean."""
+    return np.array(likeliest(probabilities, labels)) == np.array(truth)
+
+def compare(truth: list[str], a: np.ndarray, b: np.ndarray,
+            labels: list[str]) -> dict[str, float]:
+    """Exact McNemar test of two systems on the same rows, each probabilities (rows, labels)."""
+    right_a, right_b = (is_right(truth, probabilities, labels) for probabilities in (a, b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(p_value)}
+
+def calibration_bins(right: np.ndarray, confidence: np.ndarray,
+                     bins: int = 15) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and size of bins of equal size, from unsure to sure.
+
+    Bins of equal size rather than width: Nguyen and O'Connor, 2015.
+    """
+    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    return [(float(confidence[part].mean()), float(right[part].mean()), len(part))
+            for part in parts if len(part)]
+
+
+def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
+    """Expected calibration error over bins of equal size: 0 is perfect."""
+    bins = calibration_bins(right, confidence)
+    return sum(size * abs(sure - accuracy) for sure, accuracy, size in bins) / len(right)
+
+def fit_temperature(scores: np.ndarray, truth: list[str], labels: list[str]) -> float:
+    """The temperature at which softmax(scores / temperature) has the least log-loss."""
+    def loss(log_temperature):
+        return log_loss(truth, softmax(scores / np.exp(log_temperature), axis=1), labels=labels)
+    return float(np.exp(minimize_scalar(loss, bounds=(0, 3), method="bounded").x))
+
+def coverage(truth: list[str], probabilities: np.ndarray,
+             labels: list[str]) -> list[dict[str, float]]:
+    """Accuracy on the surest part of the rows, and the confidence from which they are answered."""
+    right, confidence = is_right(truth, probabilities, labels), probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")
+    parts = {share: order[:max(1, round(share * len(order)))] for share in (1.0, 0.9, 0.8, 0.5)}
+    return [{"coverage": share, "accuracy": float(right[part].mean()),
+             "threshold": float(confidence[part[-1]])} for share, part in parts.items()]
+
+def compute_metrics(truth: list[str], runs: list[np.ndarray], labels: list[str],
+                    seconds: float) -> dict[str, float]:
+    """One system's metrics: means over its `runs`, each probabilities (rows, labels)."""
+    right = [is_right(truth, run, labels) for run in runs]
+    interval = bootstrap((np.mean(right, axis=0),), np.mean, n_resamples=2000, batch=100,
+                         method="percentile", rng=0).confidence_interval
+    choices = [likeliest(run, labels) for run in runs]
+    prf = [precision_recall_fscore_support(truth, choice, labels=labels, average="macro",
+                                           zero_division=0)[:3] for choice in choices]
+    present = sorted(set(truth))
+    metrics = dict(zip(("precision", "recall", "f1"), np.mean(prf, axis=0)))
+    metrics["balanced_accuracy"] = np.mean(
+        [recall_score(truth, choice, labels=present, average="macro") for choice in choices])
+    metrics["log_loss"] = np.mean([log_loss(truth, run, labels=labels) for run in runs])
+    metrics["ece"] = np.mean([calibration_error(r, run.max(1)) for r, run in zip(right, runs)])
+    metrics |= {"accuracy": np.mean(right), "accuracy_low": interval.low,
+                "accuracy_high": interval.high, "seconds": seconds}
+    return {name: float(value) for name, value in metrics.items()} | {"n": len(truth)}
+
+def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[str, float]]) -> str:
+    """What fine-tuning was worth, in a sentence; from p = 0.05 on two systems count as level."""
+    clauses, wins = [], False
+    for other, name in (("zero_shot", "the base model"), ("tfidf", "TF-IDF")):
+        points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
+        p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
+        wins = p_value < 0.05 and points > 0
+        verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
+        chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")
+    advice = "fine-tuning was worth it" if wins else "use TF-IDF"
+    return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here."

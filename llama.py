@@ -1,0 +1,46 @@
+# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+
+import os
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantization, widened to `dtype` for each product (Dettmers et al., 2023)."""
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+
+def load_model(name: str, dtype: torch.dtype, revision: str = "main",
+               quantize: bool = True) -> transformers.PreTrainedModel:
+    """The model, computing in `dtype`, its linear layers in 4 bits, on the GPU if there is one."""
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
+        device_map={"": gpu if torch.cuda.is_available() else "cpu"}, trust_remote_code=False,
+        quantization_config=four_bits(dtype) if quantize else None)
+    return keep_trainable(model).eval()
+
+def keep_trainable(model):
+    """On some CPUs scoring would replace 4-bit weights by a copy that no gradient passes."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+@torch.no_grad()
+def score_alone(model, prompt: list[int], completion: list[int]) -> float:
+    """Log-probability of a completion after a prompt."""
+    ids = torch.tensor([prompt + completion], device=model.device)
+    log_probs = model(ids).logits[0, len(prompt) - 1:-1].float().log_softmax(-1)
+    return log_probs.gather(-1, ids[0, len(prompt):, None]).sum().item()
+
+def add_adapter(model, rank: int, seed: int):
+    """The model wrapped with a LoRA adapter on every linear layer but the output head."""
+    from peft import LoraConfig, get_peft_model
+
+    transformers.set_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
+                        task_type="CAUSAL_LM")
+    return get_peft_model(model, config)

@@ -1,0 +1,87 @@
+"""The bytes that training needs, counted on a model that has shapes but no contents."""
+
+import copy
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from settings import Settings
+
+HEAD_PIECE = 16384  # rows of the output head that are multiplied at a time
+
+
+class CountedAttention(torch.autograd.Function):
+    """Keeps what fused attention keeps for its gradient: queries, keys, values and output."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output.transpose(1, 2)
+
+
+transformers.AttentionInterface.register(
+    "counted", lambda module, query, key, value, *_, **__: (
+        CountedAttention.apply(query, key, value), None))
+
+
+def count_activations(model, tokens: int) -> int:
+    """Bytes that the layers of a model on the meta device keep for the gradients of `tokens`."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    model.set_attn_implementation("counted")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.get_decoder()(input_ids=torch.ones(1, tokens, dtype=torch.long, device="meta"),
+                            use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items()
+               if at not in weights)
+
+
+def memory_ledger(config, method: str, tokens: int, rank: int, number: int = 2,
+                  checkpointing: bool = True) -> dict[str, int]:
+    """Bytes to train by `method` ("full", "lora" or "qlora") on batches of so many tokens.
+
+    The model is built on the meta device, where tensors have shapes but no contents. `number` is
+    the size of a number in bytes. NF4 with double quantization takes half a byte per weight, one
+    more for each 64 weights and four for each 16,384 (Dettmers et al., 2023).
+    """
+    with torch.device("meta"):
+        dtype = torch.float32 if number == 4 else torch.bfloat16
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        linear = sum(module.weight.numel() for name, module in model.named_modules()
+                     if isinstance(module, torch.nn.Linear) and "head" not in name)
+        other = model.num_parameters() - linear
+        if method != "full":
+            model = get_peft_model(model, LoraConfig(
+                r=rank, target_modules="all-linear", task_type="CAUSAL_LM")).to(dtype)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    layers = config.num_hidden_layers
+    kept = count_activations(model, tokens)
+    if checkpointing:  # one layer at a time, and what enters each
+        kept = kept // layers + layers * tokens * config.hidden_size * number
+    weights = int(linear * (1 / 2 + 1 / 64 + 4 / 16384)) if method == "qlora" else number * linear
+    return {"weights": weights + number * other, "adapter": 0 if method == "full" else 4 * trained,
+            "gradients": number * trained if method == "full" else 4 * trained,
+            "optimizer": 12 * trained if method == "full" else 8 * trained, "activations": kept}
+
+
+def choose_checkpointing(expected: int) -> bool:
+    """Whether to drop activations and compute them again: only where they do not fit."""
+    return torch.cuda.is_available() and expected > 0.8 * torch.cuda.mem_get_info()[0]
+
+
+def expect_memory(config, settings: Settings, number: int, checkpointing: bool) -> int:
+    """Bytes that the ledger counts for a run and its scoring, the libraries' own left out."""
+    tokens = min(settings.batch_size * settings.max_length,
+                 max(settings.pass_tokens, settings.max_length))
+    parts = memory_ledger(config, "qlora" if settings.quantize else "lora", tokens, settings.rank,
+                          number, checkpointing)
+    logits = settings.pass_tokens * HEAD_PIECE * 8 + HEAD_PIECE * config.hidden_size * 4
+    return sum(parts.values()) + logits

@@ -1,0 +1,146 @@
+"""What a run says of its results: tables, pictures, predictions."""
+
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from datasets import Dataset
+from scipy.special import softmax
+from sklearn.metrics import ConfusionMatrixDisplay, classification_report
+
+from baselines import Results
+from judging import (calibration_bins, compare, compute_metrics, coverage, is_right, likeliest,
+                     verdict)
+from keeping import validation_entries, write_table
+
+
+def scoreboard(systems: dict[str, dict[str, float]]) -> str:
+    """The metrics as text, one line per system."""
+    names = ["precision", "recall", "f1", "log_loss", "ece"]
+    lines = [f"{'':11}accuracy (95 % interval)" + "".join(f"{name:>10}" for name in names)
+             + f"{'n':>6}{'seconds':>10}"]
+    for system, row in systems.items():
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        lines.append(f"{system:11}{row['accuracy']:>8.3f} ({low:.3f} - {high:.3f})"
+                     + "".join(f"{row[name]:>10.3f}" for name in names)
+                     + f"{row['n']:>6}{row['seconds']:>8.0f} s")
+    return "\n".join(lines)
+
+
+def coverage_table(rows: list[dict[str, float]]) -> str:
+    """The same as text."""
+    return "\n".join([f"{'answered':>9}{'accuracy':>10}{'threshold':>11}", *(
+        f"{row['coverage']:>9.0%}{row['accuracy']:>10.3f}{row['threshold']:>11.3f}"
+        for row in rows)])
+
+
+def draw(size: tuple[float, float], path: Path):
+    """A figure's axes, and a function that writes it and returns its path."""
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+
+    def write(**properties) -> str:
+        axes.set(**properties)
+        figure.savefig(path, dpi=120)
+        return str(path)
+
+    axes = figure.subplots()
+    return axes, write
+
+
+def draw_loss(log: list[dict[str, float]], path: Path) -> str:
+    """Draw the training loss per token and, per epoch, the validation log-loss per message."""
+    axes, write = draw((6, 3.2), path)
+    for name, mark in (("loss", "-"), ("validation_loss", "o-")):
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        axes.plot(*zip(*points), mark, label=name.replace("_", " ").replace("n loss", "n log-loss"))
+    axes.legend()
+    return write(xlabel="step", ylabel="nats", yscale="log")
+
+
+def best_epoch(log: list[dict[str, float]]) -> dict[str, float]:
+    """The entry of the epoch with the least validation log-loss."""
+    return min(validation_entries(log), key=lambda entry: entry["validation_loss"])
+
+
+def draw_reliability(truth: list[str], before: np.ndarray, after: np.ndarray, labels: list[str],
+                     path: Path) -> str:
+    """Draw accuracy against confidence, in bins, before and after temperature scaling."""
+    axes, write = draw((5, 5), path)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    for name, probabilities in (("before", before), ("after temperature scaling", after)):
+        bins = calibration_bins(is_right(truth, probabilities, labels), probabilities.max(1))
+        sure, right, _ = zip(*bins)
+        axes.plot(sure, right, marker="o", label=name)
+    axes.legend()
+    return write(xlabel="confidence", ylabel="accuracy")
+
+
+def draw_confusion(truth: list[str], predicted: list[str], labels: list[str], path: Path) -> str:
+    """Draw the confusion matrix: a row per true label, a column per predicted one."""
+    side = min(max(6.0, 0.45 * len(labels)), 40.0)
+    axes, write = draw((side, side), path)
+    shown = [label.replace("$", r"\$") for label in labels]  # it would begin mathematics
+    ConfusionMatrixDisplay.from_predictions(
+        truth, predicted, labels=labels, display_labels=shown, xticks_rotation="vertical",
+        cmap="Blues", include_values=len(labels) <= 20, colorbar=False, ax=axes)
+    return write()
+
+
+def show_mistakes(texts: list[str], truth: list[str], probabilities: np.ndarray,
+                  labels: list[str], count: int = 5) -> str:
+    """The mistakes that the model was surest of, in words."""
+    predicted, confidence = likeliest(probabilities, labels), probabilities.max(1)
+    wrong = [i for i in np.argsort(-confidence) if truth[i] != predicted[i]][:count]
+    return "\n".join(f"{truth[i]} -> {predicted[i]} ({confidence[i]:.2f}): {texts[i][:200]}"
+                     for i in wrong)
+
+
+def compute_report(truth: list[str], labels: list[str], scores: np.ndarray, temperature: float,
+                   results: Results, log: list[dict]) -> dict:
+    """All figures of a run, as metrics.json keeps them; `scores` (rows, labels) are of the test."""
+    probabilities = results["fine_tuned"][0][0]
+    systems = {name: compute_metrics(truth, runs, labels, seconds)
+               for name, (runs, seconds) in results.items()}
+    comparisons = {f"fine_tuned_vs_{other}": compare(truth, probabilities, results[other][0][0],
+                                                     labels) for other in ("tfidf", "zero_shot")}
+    raw = compute_metrics(truth, [softmax(scores, axis=1)], labels, 0)
+    return {"systems": systems, "comparisons": comparisons,
+            "verdict": verdict(systems, comparisons),
+            "calibration": {"temperature": temperature} | {
+                f"{name}_{when}": metrics[name] for name in ("ece", "log_loss")
+                for when, metrics in (("before", raw), ("after", systems["fine_tuned"]))},
+            "coverage": coverage(truth, probabilities, labels),
+            "best_epoch": best_epoch(log)["epoch"], "training_log": log}
+
+
+def print_report(metrics: dict, test: Dataset, labels: list[str],
+                 probabilities: np.ndarray) -> None:
+    """Scoreboard, verdict, calibration and mistakes."""
+    truth, predicted = test["label"][:], likeliest(probabilities, labels)
+    calibration = metrics["calibration"]
+    print(f"\n{scoreboard(metrics['systems'])}\n\n{metrics['verdict']}\n")
+    print(f"temperature {calibration['temperature']:.2f}: calibration error "
+          f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after\n")
+    print(f"the surest part of the messages:\n{coverage_table(metrics['coverage'])}\n")
+    print(classification_report(truth, predicted, labels=labels, digits=2, zero_division=0))
+    print("mistakes the model was surest of:")
+    print(show_mistakes(test["text"][:], truth, probabilities, labels))
+
+
+def probability_columns(probabilities: np.ndarray, labels: list[str]) -> dict[str, list[float]]:
+    """Columns for a table of predictions: `confidence`, and `p_` with each label."""
+    columns = {"confidence": probabilities.max(1)}
+    columns |= {f"p_{label}": probabilities[:, i] for i, label in enumerate(labels)}
+    return {name: column.astype(float).round(6).tolist() for name, column in columns.items()}
+
+
+def write_report(folder: Path, test: Dataset, labels: list[str], scores: np.ndarray,
+                 probabilities: np.ndarray, log: list[dict]) -> None:
+    """The predictions, and the pictures."""
+    truth, predicted = test["label"][:], likeliest(probabilities, labels)
+    table = {"text": test["text"][:], "label": truth, "predicted": predicted}
+    write_table(folder / "predictions.csv", table | probability_columns(probabilities, labels))
+    draw_confusion(truth, predicted, labels, folder / "confusion-matrix.png")
+    draw_reliability(truth, softmax(scores, axis=1), probabilities, labels,
+                     folder / "reliability.png")
+    draw_loss(log, folder / "loss.png")
