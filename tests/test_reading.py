@@ -88,15 +88,18 @@ def test_quotes_that_quote_are_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["a[1].csv", "a*.csv", "?.csv", "x::y.csv", "file:a.csv"])
 def test_a_path_is_a_path(tmp_path, name):
-    folder = tmp_path / "[2025] *"
-    folder.mkdir()
-    for decoy in ("a1.csv", "ab.csv", "a.csv"):
-        write(folder / decoy, messages("decoy"))
-    file = write(folder / name, messages("right"))
+    for decoy in ("a.csv", "a1.csv"):
+        write(tmp_path / decoy, messages("decoy"))
+    file = write(tmp_path / name, messages("right"))
     for texts in (read_table(file, "text")["text"], load_splits(str(file))["train"]["text"]):
         assert all(text.startswith("right") for text in texts)
-    write(folder / "train.csv", messages("train"))
-    assert load_splits(str(folder))["train"]["text"][0].startswith("train")
+
+
+def test_a_folder_is_a_folder(tmp_path):
+    for name in ("2 decoy", "[2025] *"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.csv", messages(name))
+    assert load_splits(str(tmp_path / "[2025] *"))["train"]["text"][0].startswith("[2025] *")
 
 
 def test_new_content_is_read_whatever_its_time_is(tmp_path):
@@ -146,8 +149,9 @@ def test_one_text_and_one_label_per_row(tmp_path, name, content, where):
 
 @pytest.mark.parametrize("content", [
     '{"text": ["a", "b"], "label": ["x", "y"]}',
-    '{"text": {"0": "a", "7": "b"}, "label": {"0": "x", "7": "y"}}',  # as pandas writes
+    '{"text": {"0": "a", "7": "b"}, "label": {"0": "x", "7": "y"}}',  # as pandas writes, and below by rows
     '{"version": "1", "data": [\n{"text": "a"},\n{"text": "b"}]}',
+    '{"0": {"text": "a", "label": "x"}, "7": {"text": "b", "label": "y"}}',
     '{"text": "a"}\n\n{"text": "b"}\n',
     ' [ {"text": "a"}\n,{"text": "b"}]',
 ])
@@ -195,8 +199,10 @@ def test_numbers_and_dates_come_through_as_written(tmp_path):
         {"text": "1.10", "label": "12345678901234567890", "is": "true"},
         {"text": "2025-01-02T03:04", "label": "1E2", "is": "[1.0]"}]
     file = write(tmp_path / "a.parquet", pa.table({
-        "text": [datetime.datetime(2025, 1, 2)], "label": pa.array([0.1], pa.float32())}))
-    assert read_table(file, "text").to_list() == [{"text": "2025-01-02 00:00:00", "label": "0.1"}]
+        "text": [datetime.datetime(2025, 1, 2)], "label": pa.array([0.1], pa.float32()),
+        "is": [{"b": b"x", "n": 1.0}]}))
+    assert read_table(file, "text").to_list() == [
+        {"text": "2025-01-02 00:00:00", "label": "0.1", "is": '{"b": "x", "n": 1.0}'}]
 
 
 def test_labels_that_are_alike():
@@ -221,6 +227,8 @@ def test_line_ends(tmp_path, end):
     file = write(tmp_path / "a.csv", f"\ufefftext,label{end}a,x{end}{end}b,y{end}")
     assert read_table(file, "text").to_list() == [
         {"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    file = write(tmp_path / "a.csv", f"text{end}a{end}{end}b")
+    assert read_table(file, "text")["text"][:] == ["a", "", "b"]  # an empty line is a text
 
 
 # Large files
