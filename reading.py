@@ -299,11 +299,12 @@ def check_marks(path: Path, record: Record, separator: str) -> None:
 
 
 def check_fields(path: Path, record: Record, header: Record, separator: str) -> None:
-    """Raise InputError if a row has too many or too few fields, or ends in the midst of a text."""
+    """Raise InputError if a row has too many or too few fields, or ends unlike the header."""
     if len(record.cells) != len(header.cells):
-        what = f"{len(record.cells)} fields and the header {len(header.cells)}"
+        count = len(record.cells)
+        what = f"{count} field{'s' * (count != 1)} and the header {len(header.cells)}"
     elif record.lines[-1].endswith("\r") and header.lines[-1].endswith("\n"):
-        what = "a carriage return in the place of a line end"
+        what = "a carriage return outside quotes"
     else:
         return
     raise InputError(f"{place(path, record.row, record.line)} has {what} "
@@ -314,9 +315,9 @@ def check_fields(path: Path, record: Record, header: Record, separator: str) -> 
 def csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a csv file, without the header, each with the line where it begins.
 
-    Raises InputError as check_fields does, and at the end if quotes may have
-    swallowed rows: a text in quotes has several lines, and every line of the
-    file is a full row where quotes are only characters.
+    Raises InputError as check_fields does, and at the end if quotes that are
+    only characters may have swallowed rows: some text has several lines, but
+    every line of the file would be a row by itself.
     """
     header, all_full, across = None, True, None
     for record in csv_records(path, separator):
@@ -332,7 +333,10 @@ def csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def is_full(line: str, separator: str, width: int) -> bool:
-    """True if a line is a row whose quotes are only characters; prose has spaces after commas."""
+    """True if a line is a row by itself when its quotes are only characters.
+
+    A field that is empty or begins with a space is prose around a comma.
+    """
     cells = line.rstrip("\r\n").split(separator)
     return 1 < len(cells) == width and not any(cell.startswith(" ") or not cell for cell in cells)
 

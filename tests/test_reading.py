@@ -149,7 +149,7 @@ def test_one_text_and_one_label_per_row(tmp_path, name, content, where):
 
 @pytest.mark.parametrize("content", [
     '{"text": ["a", "b"], "label": ["x", "y"]}',
-    '{"text": {"0": "a", "7": "b"}, "label": {"0": "x", "7": "y"}}',  # as pandas writes, and below by rows
+    '{"text": {"0": "a", "7": "b"}, "label": {"0": "x", "7": "y"}}',  # as pandas does
     '{"version": "1", "data": [\n{"text": "a"},\n{"text": "b"}]}',
     '{"0": {"text": "a", "label": "x"}, "7": {"text": "b", "label": "y"}}',
     '{"text": "a"}\n\n{"text": "b"}\n',
@@ -216,7 +216,7 @@ def test_labels_that_are_alike():
     ("text\nok\n".encode("utf-16"), "line 1, byte 1 (0xff): not UTF-8"),
     ("text\nok\n".encode("utf-16-le"), "line 1, byte 2: a NUL byte"),
     (b"text\nok\nn\0ul\n", "line 3, byte 2: a NUL byte"),
-    (b"text\nmy refund\rhas not come\n", "line 2: row 1 has a carriage return"),
+    (b"text\nmy refund\rhas not come\n", "line 2: row 1 has a carriage return outside quotes"),
 ])
 def test_bytes_out_of_place(tmp_path, content, where):
     assert where in refusal(read_table, write(tmp_path / "a.csv", content), "text")
@@ -322,6 +322,31 @@ def test_columns_of_other_names_are_chosen_with_an_option(tmp_path, content, wor
     assert "no column 'text'" in said and words in said
 
 
+# Splits
+
+
+def test_missing_splits_are_made_the_same_way_every_time(tmp_path):
+    rows = [f"message {i},{'ab'[i % 2]}\n" for i in range(100)]
+    file = write(tmp_path / "a.csv", "".join(["message,team\n", *rows]))
+    first, second = (load_splits(str(file), "message", "team", seed=7) for _ in range(2))
+    assert {name: len(split) for name, split in first.items()} == {
+        "train": 72, "validation": 8, "test": 20}
+    assert all(first[name].to_list() == second[name].to_list() for name in first)
+    assert not set(first["train"]["text"]) & set(first["test"]["text"])
+    assert list(first["test"]["label"]).count("a") == 10
+
+
+def test_what_is_tested_is_not_trained_on(tmp_path, capsys):
+    for name, rows in (("train", "one,a\ntwo,b\nThree ,a\nfour,b\nfive,b\n"),
+                       ("val", "four,a\nsix,b\n"),
+                       ("test", "three,a\nSIX,b\nseven,a\neight,b\n")):
+        write(tmp_path / f"{name}.csv", f"text,label\n{rows}")
+    assert {name: list(split["text"]) for name, split in load_splits(str(tmp_path)).items()} == {
+        "train": ["one", "two", "five"], "validation": ["four"],
+        "test": ["three", "SIX", "seven", "eight"]}
+    assert "2 texts of the train split are also in validation or test" in capsys.readouterr().out
+
+
 # Folders and the hub
 
 
@@ -336,7 +361,7 @@ def test_names_of_validation_files(tmp_path, name):
 
 def test_with_several_files_a_message_names_the_file(tmp_path):
     write(tmp_path / "train.csv", messages("train"))
-    for content, words in (("text,label\na,a\nb\n", "row 2 has 1 fields"),
+    for content, words in (("text,label\na,a\nb\n", "row 2 has 1 field and the header 2"),
                            ("text,label\na,a\nb,\n", "row 2 has no label"),
                            ("text,label\na,a\nb,z\n", "never sees: z"),
                            ("body,label\na,a\n", "no column 'text'"), ("", "empty")):
