@@ -317,28 +317,27 @@ def csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
     Raises InputError as check_fields does, and at the end if quotes that are
     only characters may have swallowed rows: some text has several lines, but
-    every line of the file would be a row by itself.
+    every line of the file is a row by itself, and such a text has no field
+    that would be odd for a row.
     """
-    header, all_full, across = None, True, None
+    header, all_rows, across, odd, usual = None, True, None, set(), set()
     for record in csv_records(path, separator):
         header = header or record
         check_fields(path, record, header, separator)
-        if all_full:
-            all_full = all(is_full(line, separator, len(header.cells)) for line in record.lines)
-            across = across or (record if len(record.lines) > 1 else None)
+        if all_rows:
+            bare = [line.rstrip("\r\n").split(separator) for line in record.lines]
+            all_rows = all(1 < len(fields) == len(header.cells) for fields in bare)
+            across = across or (record if len(bare) > 1 else None)
+            (odd if len(bare) > 1 else usual).update(*map(prose_around, bare))
         if record.row:
             yield record.line, record.cells
-    if across and all_full:
+    if across and all_rows and odd <= usual:
         raise stray_quote(path, across)
 
 
-def is_full(line: str, separator: str, width: int) -> bool:
-    """True if a line is a row by itself when its quotes are only characters.
-
-    A field that is empty or begins with a space is prose around a comma.
-    """
-    cells = line.rstrip("\r\n").split(separator)
-    return 1 < len(cells) == width and not any(cell.startswith(" ") or not cell for cell in cells)
+def prose_around(fields: list[str]) -> set[int]:
+    """The fields that prose has around a comma: empty, or with a space at the beginning."""
+    return {i for i, field in enumerate(fields) if not field or field.startswith(" ")}
 
 
 def csv_header(path: Path, separator: str) -> list[str]:
@@ -375,7 +374,10 @@ def check_header(path: Path, separator: str, wanted: list[str]) -> None:
     first, *others = islice(csv_records(path, separator), 1000)
     shown = f"{path}, line {first.line}: {shortened(', '.join(first.cells))!r}"
     header = f"put a header above it, with {' and '.join(wanted)} among its names"
-    if first.lines[0].startswith("#") or any(set(wanted) <= set(other.cells) for other in others):
+    lines = (line for record in others for line in record.lines)
+    if first.lines[0].startswith("#") or any(
+            set(wanted) <= {name.strip('" ') for name in line.strip("\r\n").split(mark)}
+            for line in lines for mark in SEPARATORS):
         raise InputError(f"{shown} is above the header: remove what is above it")
     prose = [cell for cell in first.cells if len(cell.split()) > 3]
     again = (cell for other in others for cell in zip(first.cells, other.cells))
@@ -821,7 +823,8 @@ def read_split(name: str, table: Table, text_column: str, label_column: str) -> 
     """Texts and labels of a split; None, with a warning, if it is not train and has no labels."""
     require_column(table, text_column, "--text-column")
     if name != "train" and not has_labels(table, label_column):
-        print(f"warning: {table.name} has no labels: the {name} split is cut from train instead")
+        print(f"warning: {table.name} has no labels in column {label_column!r}: the {name} split "
+              "is cut from train instead")
         return None
     require_column(table, label_column, "--label-column")
     convert = {text_column: given_text, label_column: given_label}
@@ -902,7 +905,10 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
     for name, part in (("test", 5), ("validation", 10)):
         if name not in splits:
             size = len(splits["train"]) // part
-            splits["train"], splits[name] = split_off(splits["train"], size, seed)
+            try:
+                splits["train"], splits[name] = split_off(splits["train"], size, seed)
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
     splits = without_repeats(splits).flatten_indices()  # read in order, a large file is fast
     if not all(map(len, splits.values())) or len(splits["test"]) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to "

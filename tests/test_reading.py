@@ -64,6 +64,8 @@ QUOTES = [
      "line 2: row 1, up to line 4"),
     ("a.csv", 'label,text\nx," inch out\ny,screen of 15"\ny,late\n',
      "line 2: row 1, up to line 3"),
+    ("a.csv", 'id,text,label\n1," inch out,\n2,late,\n3,screen of 15",\n4,ok,\n',
+     "line 2: row 1, up to line 4"),
     ("a.csv", 'text,label\n"She said \\"hi\\" twice",x\n', "without a backslash"),
     ("a.csv", 'text,label\nok,x\n"never closed,x\nlate,y\n', "line 3: row 2, up to line 4"),
 ]
@@ -77,10 +79,10 @@ def test_a_quote_that_is_only_a_character_swallows_no_rows(tmp_path, name, conte
 
 
 def test_quotes_that_quote_are_read(tmp_path):
-    file = write(tmp_path / "a.csv", 'label,text\nx,"Dear all\nsee below, please"\ny,15" screen\n'
-                                     'y,"""Hi"", he said"\n')
-    assert read_table(file, "text")["text"][:] == [
-        "Dear all\nsee below, please", '15" screen', '"Hi", he said']
+    file = write(tmp_path / "a.csv", 'label,text\nx,"Dear all\nsee below, please"\ny,15" screen\n')
+    assert read_table(file, "text")["text"][:] == ["Dear all\nsee below, please", '15" screen']
+    file = write(tmp_path / "a.csv", 'text,label\n"Dear all,\nit came",x\n"""Hi""\tall",y\n')
+    assert read_table(file, "text")["text"][:] == ["Dear all,\nit came", '"Hi"\tall']
 
 
 # Paths and caches
@@ -299,6 +301,7 @@ def test_separators(tmp_path, capsys, name, content, warning):
     ('text, "label"\na, "x"\n', "line 1: the header has a space before a quote"),
     ("# exported, today\ntext,label\na,x\n", "line 1: '# exported, today' is above the header"),
     ("Messages of May,\ntext,label\na,x\n", "line 1: 'Messages of May,' is above the header"),
+    ("Messages of May\n\ntext;label\na;x\n", "line 1: 'Messages of May' is above the header"),
     (f'"Dear all,\nit {"is late, " * 40}",x\nb,y\n', "it is late, is late"),
     (f'"Dear all,\nit {"is late, " * 40}",x\nb,y\n', "is a row, not a header: put a header above"),
     ("where is it,x\nit broke,y\nrefund me,x\n", "'where is it, x' is a row, not a header"),
@@ -377,7 +380,7 @@ def test_a_test_file_without_labels_is_left_out(tmp_path, capsys, content):
     write(tmp_path / "train.csv", messages("train"))
     file = write(tmp_path / "test.csv", content)
     assert len(load_splits(str(tmp_path))["test"]) == 6
-    assert f"warning: {file} has no labels" in capsys.readouterr().out
+    assert f"warning: {file} has no labels in column 'label'" in capsys.readouterr().out
 
 
 def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
