@@ -11,6 +11,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -81,6 +82,10 @@ def digests(folder: Path) -> dict[str, str]:
 class MarkComplete(TrainerCallback):
     """Writes the list of a checkpoint's files, with digests, when all processes have written."""
 
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % args.save_steps == 0:  # no mean may reach across a checkpoint
+            control.should_log = True
+
     def on_save(self, args, state, control, **_):
         PartialState().wait_for_everyone()
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
@@ -129,7 +134,7 @@ def new_output(output: str) -> Path:
 def write_table(path: Path | None, columns: dict[str, list]) -> None:
     """Write columns to a new csv or jsonl file, whole or not at all; without one, print JSON.
 
-    Lines of csv end in CRLF, so that a lone carriage return in a text is quoted (RFC 4180).
+    Every text in a csv file is quoted, so that one of any characters is read back as it is.
     """
     rows = zip(*columns.values())
     lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=False) for row in rows)
@@ -140,7 +145,7 @@ def write_table(path: Path | None, columns: dict[str, list]) -> None:
     draft = path.with_name(path.name + ".draft")
     with draft.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
-            csv.writer(file).writerows([list(columns), *rows])
+            csv.writer(file, quoting=csv.QUOTE_NONNUMERIC).writerows([list(columns), *rows])
         else:
             file.writelines(line + "\n" for line in lines)
     draft.replace(path)
@@ -178,6 +183,10 @@ class KeepBest(TrainerCallback):
         if state.global_step % (state.max_steps // args.num_train_epochs):
             return
         probabilities, labels = self.classifier.predict_proba(self.texts), self.classifier.labels
+        if not np.isfinite(probabilities).all():
+            raise FloatingPointError(
+                f"step {state.global_step}: the scores of validation are not numbers: lower "
+                f"--learning-rate ({args.learning_rate:.2g})")
         loss = float(log_loss(self.truth, probabilities, labels=labels))
         accuracy = float(is_right(self.truth, probabilities, labels).mean())
         earlier = [entry["validation_loss"] for entry in validation_entries(state.log_history)]

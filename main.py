@@ -36,7 +36,7 @@ from scipy.special import softmax
 from audit import audit_split, balance, print_audit
 from baselines import context_length, judge_base_model, judge_baselines
 from card import write_card
-from edge import ShowProgress, explain, loading, progress, quieten_libraries
+from edge import ShowProgress, explain, is_out_of_memory, loading, progress, quieten_libraries
 from judging import fit_temperature, likeliest
 from keeping import (BEST, KeepBest, MarkComplete, check_space, forget_run_folder, make_run_folder,
                      new_output, newest_checkpoint, read_adapter, read_classifier, read_settings,
@@ -145,9 +145,10 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
     """Log-probability (texts, labels) of every label after every encoded text."""
     model.eval()
     trunk = torch.tensor([prompt.before], device=model.device)
-    cache = run_decoder(model, input_ids=trunk, use_cache=True).past_key_values
-    completions, scores = list(prompt.completions.values()), np.zeros((len(encoded),
-                                                                       len(prompt.completions)))
+    cache = run_decoder(model, input_ids=trunk, past_key_values=transformers.DynamicCache(),
+                        use_cache=True).past_key_values
+    completions = list(prompt.completions.values())
+    scores = np.zeros((len(encoded), len(completions)))
     groups = group_labels(completions, pass_tokens - max(map(len, encoded), default=0))
     parts = [(text, group, size) for text in range(len(encoded)) for group, size in groups]
     bar = progress(len(encoded), "scoring")
@@ -393,7 +394,9 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     classifier = Classifier(model, tokenizer, prompt, pass_tokens=settings.pass_tokens)
     try:
         check_scoring(classifier)
-    except (ValueError, TypeError, AttributeError) as error:  # not an architecture for our mask
+    except Exception as error:  # not an architecture for our mask
+        if is_out_of_memory(error) or "CUDA" in str(error):
+            raise
         raise InputError(f"{error}: choose a Llama, or one built like it, for --model") from error
     return settings, splits, classifier
 
@@ -538,6 +541,7 @@ def merge(settings: MergeSettings) -> None:
     """
     output, folder = new_output(settings.output), Path(settings.run)
     run_settings = read_settings(folder, "--run")
+    read_classifier(folder)  # of a finished run
     tested = read_table(folder / "predictions.csv", "text")["text"][:200]
     classifier = load_classifier(folder)
     before = classifier.predict_proba(tested)

@@ -38,8 +38,9 @@ def count_activations(model, tokens: int) -> int:
 
     model.set_attn_implementation("counted")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.get_decoder()(input_ids=torch.ones(1, tokens, dtype=torch.long, device="meta"),
-                            use_cache=False)
+        model.get_decoder()(
+            input_ids=torch.ones(1, tokens, dtype=torch.long, device="meta"), use_cache=False,
+            attention_mask=torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta"))
     return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items()
                if at not in weights)
 
@@ -52,6 +53,7 @@ def memory_ledger(config, method: str, tokens: int, rank: int, number: int = 2,
     the size of a number in bytes. NF4 with double quantization takes half a byte per weight, one
     more for each 64 weights and four for each 16,384 (Dettmers et al., 2023).
     """
+    config = config.get_text_config()
     with torch.device("meta"):
         dtype = torch.float32 if number == 4 else torch.bfloat16
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

@@ -91,8 +91,8 @@ def show_mistakes(texts: list[str], truth: list[str], probabilities: np.ndarray,
     """The mistakes that the model was surest of, in words."""
     predicted, confidence = likeliest(probabilities, labels), probabilities.max(1)
     wrong = [i for i in np.argsort(-confidence) if truth[i] != predicted[i]][:count]
-    return "\n".join(f"{truth[i]} -> {predicted[i]} ({confidence[i]:.2f}): {texts[i][:200]}"
-                     for i in wrong)
+    return "\n".join(f"{truth[i]} -> {predicted[i]} ({confidence[i]:.2f}): "
+                     f"{' '.join(texts[i].split())[:200]}" for i in wrong)
 
 
 def compute_report(truth: list[str], labels: list[str], scores: np.ndarray, temperature: float,

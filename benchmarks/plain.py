@@ -25,7 +25,8 @@ def as_conversation(row: dict[str, str], instruction: str) -> dict[str, list[dic
 def plain_trainer(model, tokenizer, train: Dataset, validation: Dataset | None, folder: str,
                   epochs: int, learning_rate: float, seed: int = 42) -> SFTTrainer:
     """trl's trainer for rows in its own format, with little but its defaults."""
-    cpu = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}
+    cpu = {} if torch.cuda.is_available() else {
+        "use_cpu": True, "bf16": False, "activation_checkpointing": False}
     config = SFTConfig(
         output_dir=folder, num_train_epochs=epochs, learning_rate=learning_rate, seed=seed,
         logging_steps=1, eval_strategy="no" if validation is None else "epoch",
