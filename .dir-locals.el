@@ -1,1 +1,2 @@
-((org-mode . ((indent-tabs-mode . nil) (fill-column . 160))))
+((org-mode . ((indent-tabs-mode . nil) (fill-column . 80)))
+ (python-mode . ((fill-column . 100))))

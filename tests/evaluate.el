@@ -1,12 +1,14 @@
-;; Evaluate every block of the visited org file, top to bottom, in one fresh session, and save the results.
-;; The native completion set-up and the guessing of indentation lose results in batch Emacs: both are off.
+;; Evaluate every block of the visited Org file, top to bottom, in one fresh session, and save the
+;; results. The native completion set-up and the guessing of indentation lose results in batch
+;; Emacs: both are off.
 (require 'ob-python)
 (setq python-shell-completion-native-enable nil
       python-indent-guess-indent-offset nil
       org-confirm-babel-evaluate nil)
 (org-babel-do-load-languages 'org-babel-load-languages '((python . t) (emacs-lisp . t)))
 
-;; A Python error leaves a block's partial output behind, and Emacs goes on: stop where note_errors.py has noted one.
+;; A Python error leaves a block's partial output behind, and Emacs goes on: stop where
+;; note_errors.py has noted one.
 (add-hook 'org-babel-after-execute-hook
           (lambda ()
             (sleep-for 0.2)
@@ -14,13 +16,15 @@
               (message "a Python error in the block at line %d" (line-number-at-pos))
               (kill-emacs 3))))
 
-;; A session may start and never answer: ask it first, and give up at once if it does not, so that another Emacs can try.
+;; A session may start and never answer: ask it first, and give up at once if it does not, so that
+;; another Emacs can try.
 (when (file-exists-p ".venv/bin/python")
   (setq org-babel-python-command (expand-file-name ".venv/bin/python")))
 (defun day9-session-answers ()
-  (with-timeout (15 nil)
-    (string-prefix-p "42" (format "%s" (org-babel-python-evaluate-session
-                                        (org-babel-python-initiate-session "day9") "print(6 * 7)" 'output nil)))))
+  (with-timeout (30 nil)
+    (let ((session (org-babel-python-initiate-session "day9")))
+      (string-prefix-p "42" (format "%s" (org-babel-python-evaluate-session
+                                          session "print(6 * 7)" 'output nil))))))
 (unless (day9-session-answers)
   (message "the Python session did not answer")
   (kill-emacs 4))

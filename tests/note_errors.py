@@ -1,4 +1,4 @@
-"""Start-up of the document's Python session under test: writes uncaught errors to the file named by DAY9_ERRORS."""
+"""Start-up of the document's session under test: notes uncaught errors in file DAY9_ERRORS."""
 
 import os
 import sys

@@ -1,96 +1,248 @@
-"""README.org is the program: it tangles to main.py, and lints clean."""
+"""README.org is the program, is readable wherever it is read, and weaves to a notebook."""
 
+import ast
 import os
 import re
 import shutil
+import statistics
 import subprocess
 
 import document
 import pytest
 from conftest import ROOT
+from document import README, Block, blocks, demonstrations
 
-needs_emacs = pytest.mark.skipif(shutil.which("emacs") is None and not os.environ.get("CI"), reason="Emacs is not installed")
+TANGLED = {"main.py", "llama.py", "judging.py", "benchmarks/plain.py"}
+needs_emacs = pytest.mark.skipif(shutil.which("emacs") is None and not os.environ.get("CI"),
+                                 reason="Emacs is not installed")
 LINT = """(progn (require 'org-lint) (require 'ob-python)
  (dolist (report (org-lint)) (princ (format "%s\\n" (aref (cadr report) 2)))))"""
 
 
-def emacs(*arguments):
-    done = subprocess.run(["emacs", "-Q", "--batch", *arguments], capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def text() -> str:
+    return README.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def python(text) -> list[Block]:
+    return [block for block in blocks(text) if block.language == "python"]
+
+
+@pytest.fixture(scope="module")
+def prose(text) -> str:
+    """The document without code and results."""
+    for block in reversed([*blocks(text)]):
+        text = text[:block.start] + text[block.end:]
+    return text
+
+
+def emacs(*arguments: object) -> str:
+    done = subprocess.run(["emacs", "-Q", "--batch", *map(str, arguments)], capture_output=True,
+                          text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @needs_emacs
-@pytest.mark.parametrize("name", ["main.py", "reading.py", "data/tiny-llama/pretrain.py"])
-def test_the_document_tangles_to_the_program(tmp_path, name):
-    shutil.copy(ROOT / "README.org", tmp_path)
-    emacs(str(tmp_path / "README.org"), "-f", "org-babel-tangle")
-    assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"{name} is stale: run make tangle"
-    assert os.access(ROOT / "main.py", os.X_OK)
+def test_the_document_tangles_to_the_program(tmp_path, python):
+    shutil.copy(README, tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    emacs(tmp_path / "README.org", "-f", "org-babel-tangle")
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py")}
+    assert made == TANGLED
+    stale = [name for name in TANGLED
+             if (tmp_path / name).read_bytes() != (ROOT / name).read_bytes()]
+    assert not stale, f"run make tangle: {', '.join(sorted(stale))} is not what README.org says"
+    assert all(os.access(folder / "main.py", os.X_OK) for folder in (tmp_path, ROOT))
 
 
 @needs_emacs
 def test_the_document_lints_clean():
-    assert emacs(str(ROOT / "README.org"), "--eval", LINT) == ""
+    assert emacs(README, "--eval", LINT) == ""
 
 
-def test_blocks_are_short_and_demonstrations_show_their_output():
-    text = (ROOT / "README.org").read_text(encoding="utf-8")
-    blocks = re.findall(r"^#\+begin_src python([^\n]*)\n(.*?)^#\+end_src\n", text, re.M | re.S)
-    assert len(blocks) > 50 and all(len(body.splitlines()) <= 40 for _, body in blocks)
-    shown = document.demonstrations(text)
-    assert len(shown) == sum(":tangle no" in header for header, _ in blocks) > 20
+def test_blocks_and_definitions_are_short(python):
+    assert not [block.where for block in python if block.body.count("\n") > 40]
+    sizes = [node.end_lineno - node.lineno + 1 for block in python if not block.is_demonstration
+             for node in ast.parse(block.body).body
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert len(sizes) > 30 and statistics.median(sizes) <= 10
+
+
+def test_every_demonstration_shows_its_output(text):
+    shown = demonstrations(text)
+    assert len(shown) > 30
     for block in shown:
-        assert block["result"], f"no output at {block['where']}: run make readme"
-        assert "Traceback" not in block["result"]
+        assert ":exports both" in block.header, f"a forge hides the output of {block.where}"
+        assert block.result, f"no output at {block.where}: run make readme"
+        assert "Traceback" not in block.result, block.where
 
 
-def test_a_forge_shows_everything():
-    """What org-ruby drops or prints raw does not occur: see its handling of exports, drawers, maths, macros and special blocks."""
-    text = (ROOT / "README.org").read_text(encoding="utf-8")
-    prose = re.sub(r"^#\+begin_(src|example).*?^#\+end_\1", "", text, flags=re.M | re.S)
-    for header in re.findall(r"^#\+begin_src python(.*:tangle no.*)$", text, re.M):
-        assert ":exports both" in header and "drawer" not in header and "raw" not in header
-    assert {kind.lower() for kind in re.findall(r"^#\+begin_(\w+)", text, re.M | re.I)} <= {"src", "example", "quote"}
+def test_the_first_act_shows_an_output_every_sixty_lines(text):
+    place = text.index("\n* One evening\n")
+    for block in demonstrations(text):
+        if block.act == "One evening":
+            code_end = block.end - len(block.result)
+            assert text.count("\n", place, code_end) <= 60, f"no output for long at {block.where}"
+            place = block.end
+
+
+def test_lines_fit_their_window(text, python, prose):
+    """80 columns of prose, 100 of code: Org does not wrap. A table or a link may be longer."""
+    assert text.count("\n") <= 2000
+    in_sight = lambda line: line.startswith(("|", "#+")) or "[[" in line or len(line) <= 80
+    assert not [line for line in prose.splitlines() if not in_sight(line)]
+    files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+                           cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    code = {name: (ROOT / name).read_text(encoding="utf-8") for name in files
+            if (ROOT / name).exists()} | {block.where: block.body for block in python}
+    assert len(files) > 15
+    assert not [f"{where}: {line}" for where, body in code.items()
+                for line in body.splitlines() if len(line) > 100]
+
+
+def test_a_forge_shows_everything(text, prose):
+    """Nothing occurs that org-ruby drops or prints raw.
+
+    See its handling of exports, drawers, maths, macros and special blocks.
+    """
+    for block in demonstrations(text):
+        assert "drawer" not in block.header and "raw" not in block.header
+    kinds = {kind.lower() for kind in re.findall(r"^#\+begin_(\w+)", text, re.M | re.I)}
+    assert kinds <= {"src", "example", "quote"}
     assert set(re.findall(r"^:(\w+):$", prose, re.M)) <= {"PROPERTIES", "END"}
-    for raw in (r"\$[^$\n]+\$", r"\{\{\{", r"<<[^\n]+>>", r"^#\+include", r"\\[a-zA-Z]+"):
+    for raw in (r"\$[^$\n]+\$", r"\{\{\{", r"<<[^\n]+>>", r"^#\+include", r"\\[a-zA-Z]+", "@@"):
         assert not re.search(raw, prose, re.M | re.I), raw
-    pictures = re.findall(r"\[\[file:(outputs/[^]]+)\]", text)
-    assert len(set(pictures)) >= 5
-    for picture in pictures:
-        assert f"[[file:{picture}]]" in text  # with a description it would be a link, not a picture
-        assert subprocess.run(["git", "check-ignore", "-q", picture], cwd=ROOT).returncode == 1, f"{picture} is ignored by git"
 
 
-SHOWN = "#+begin_src python :tangle no :exports both\nprint(1)\n#+end_src\n\n#+RESULTS:\n: {}\n\n"
+def test_pictures_are_shown_and_kept(text):
+    shown = set(re.findall(r"^\[\[file:(outputs/[^]]+)\]\]$", text, re.M))  # undescribed: a picture
+    assert shown == set(re.findall(r"file:(outputs/[^]]+\.png)", text)) and len(shown) >= 5
+    kept = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard",
+                           "outputs/*.png"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {name for name in kept.stdout.split() if (ROOT / name).exists()} == shown
 
 
-@pytest.mark.parametrize("drift, new, stale", [
-    ("none", "acc 0.80 n 400", False), ("none", "acc 0.81 n 400", True), ("0.1", "acc  0.85 n 400", False), ("0.1", "acc 0.95 n 400", True),
-    ("0.1", "accuracy 0.80 n 400", True), ("figures", "acc 9 n 1", False), ("figures", "acc n 1", True), ("lines", "what else", False)])
-def test_drift_is_seen(drift, new, stale):
-    old, fresh = (document.demonstrations(f"* Heading\n\n# drift: {drift}\n" + SHOWN.format(shown))[0] for shown in ("acc 0.80 n 400", new))
-    assert old["drift"] == drift and "Heading" in old["where"]
-    assert document.drifted(old["result"], fresh["result"], drift) == stale
+def test_every_link_leads_somewhere(text, prose):
+    """A forge makes its anchors from the headings, Emacs and the page use CUSTOM_ID.
 
-
-@needs_emacs
-@pytest.mark.parametrize("body, complaint", [("print(6 * 7)", None), ("print(6 * 7)\nraise ValueError('no')", "a Python error"), ("x = 1", "no result")])
-def test_evaluation_finds_errors_and_lost_results(tmp_path, body, complaint):
-    block = f"#+begin_src python :session day9 :tangle no :exports both :results output replace\n{body}\n#+end_src\n"
-    (tmp_path / "README.org").write_text(f"* One\n\n{block}\n#+RESULTS:\n: an old result\n")
-    failure = document.evaluate(tmp_path, 120)
-    assert (failure is None) if complaint is None else complaint in failure, failure
-    if complaint is None:
-        assert ": 42" in (tmp_path / "README.org").read_text()
-
-
-def test_every_link_leads_somewhere():
-    """A forge makes its anchors from the headings: lower case, hyphens for blanks, no punctuation. Emacs and the page use CUSTOM_ID."""
-    text = (ROOT / "README.org").read_text(encoding="utf-8")
+    On a forge they are in lower case, with hyphens for blanks and without punctuation.
+    """
     links = set(re.findall(r"\[\[#([^]]*)\]\[", text))
-    anchors = {anchor: heading for heading, anchor in re.findall(r"^\*+ (.*)\n:PROPERTIES:\n:CUSTOM_ID: (.*)\n", text, re.M)}
-    assert len(links) >= 8 and links == set(anchors) and "[[*" not in re.sub(r"^#\+begin_src.*?^#\+end_src", "", text, flags=re.M | re.S)
+    anchors = {anchor: heading for heading, anchor in re.findall(
+        r"^\*+ (.*)\n:PROPERTIES:\n:CUSTOM_ID: (.*)\n", text, re.M)}
+    assert len(links) >= 8 and links <= set(anchors) and "[[*" not in prose
     for anchor, heading in anchors.items():
         assert anchor == re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
     assert all((ROOT / path).exists() for path in re.findall(r"\[\[file:(.*?)\]", text))
+
+
+SHOWN = """\
+* Heading
+
+# drift: {}
+#+begin_src python :tangle no :exports both
+print(1)
+#+end_src
+
+#+RESULTS:
+: {}
+
+"""
+
+
+@pytest.mark.parametrize("drift, new, stale", [
+    ("none", "acc 0.80 n 400 30 s", False), ("none", "acc 0.80 n 400  9 s", False),
+    ("none", "acc 0.81 n 400 30 s", True), ("0.1", "acc  0.85 n 400 9 s", False),
+    ("0.1", "acc 0.95 n 400 30 s", True), ("0.1", "accuracy 0.80 n 400 30 s", True),
+    ("figures", "acc 9 n 1 2 s", False), ("figures", "acc n 1 2 s", True),
+    ("lines", "what else", False)])
+def test_drift_is_seen(drift, new, stale):
+    old, fresh = (demonstrations(SHOWN.format(drift, shown))[0]
+                  for shown in ("acc 0.80 n 400 30 s", new))
+    assert old.drift == drift and old.where == "line 4, under “Heading”"
+    assert document.drifted(old.result, fresh.result, drift) == stale
+
+
+def test_outputs_are_read_as_they_were_printed():
+    many = SHOWN.format("none", "1").replace(
+        ": 1", "#+begin_example\none\n,* two\n  three\n#+end_example")
+    assert demonstrations(many)[0].output == "one\n* two\n  three\n"
+    assert demonstrations(SHOWN.format("none", "one\n:\n:  two"))[0].output == "one\n\n two\n"
+
+
+@needs_emacs
+@pytest.mark.parametrize("body, complaint", [
+    ("print(6 * 7)", None), ("print(6 * 7)\nraise ValueError('no')", "a Python error"),
+    ("x = 1", "no result")])
+def test_evaluation_finds_errors_and_lost_results(tmp_path, body, complaint):
+    (tmp_path / "README.org").write_text(
+        "* One\n\n#+begin_src python :session day9 :tangle no :exports both "
+        f":results output replace\n{body}\n#+end_src\n\n#+RESULTS:\n: an old result\n")
+    failure = document.evaluate(tmp_path, 300)
+    if complaint is None:
+        assert failure is None and ": 42" in (tmp_path / "README.org").read_text()
+    else:
+        assert complaint in failure
+
+
+@needs_emacs
+def test_the_page_is_whole(text):
+    """Every picture is in it, and every block; in the first act only the imports fold."""
+    document.html()
+    page = (ROOT / "outputs" / "README.html").read_text(encoding="utf-8")
+    assert not re.search(r'src="(?!data:)', page)
+    assert page.count("<pre class=\"src src-python") == sum(
+        block.language == "python" for block in blocks(text))
+    first, rest = (re.findall("<summary>(.*?)</summary>", part)
+                   for part in page.split('<h2 id="the-program"', 1))
+    assert all(what.startswith(("Contents", "Imports ")) for what in first)
+    assert len(rest) > 20 and not any("</pre>" in what for what in rest)
+
+
+def test_prose_becomes_markdown():
+    from notebook import markdown
+
+    org = ("#+title: Title\n# a comment\n* Head\n:PROPERTIES:\n:CUSTOM_ID: head\n:END:\n\n"
+           "- *bold* and /slanted/, =a=b= and ~c~, alpha / r, 3 * 4, x_y $1 <a>\n\n"
+           "See [[#head][the\nhead]], [[file:main.py][=main.py=]].\n\n"
+           "| name | n |\n|------+---|\n| one  | 1 |\n")
+    assert markdown(org) == (
+        '# Title\n<a id="head" name="head"></a>\n\n## Head\n\n'
+        "- **bold** and *slanted*, `a=b` and `c`, alpha / r, 3 \\* 4, x\\_y \\$1 \\<a>\n\n"
+        "See [the\nhead](#head), [`main.py`](main.py).\n\n"
+        "| name | n |\n| --- | ---: |\n| one | 1 |")
+
+
+def test_the_notebook_is_fresh(text):
+    from notebook import weave
+
+    kept = ROOT / "day9.ipynb"
+    assert kept.exists() and kept.read_text(encoding="utf-8") == weave(text), "run make notebook"
+
+
+SMALL = """\
+import main, reading
+whole, cut = main.load_splits("data/patient-messages"), reading.split_off
+whole["test"] = whole["test"].select(range(0, len(whole["test"]), 8))
+main.load_splits = lambda _: whole
+main.choose_model = lambda _: ("tests/tiny-llama", "it is small")
+reading.split_off = lambda split, size, seed: cut(split, 8, seed)
+"""
+
+
+def test_the_notebook_runs(tmp_path, text):
+    """Its first act, on the tiny Llama and a few messages."""
+    import nbformat
+    from nbclient import NotebookClient
+    from notebook import weave
+
+    document.copy_project(tmp_path)
+    book = nbformat.reads(weave(text), 4)
+    end = next(i for i, cell in enumerate(book.cells) if cell.source.endswith("## The program"))
+    setup = next(i for i, cell in enumerate(book.cells) if cell.cell_type == "code")
+    book.cells = book.cells[:end]
+    book.cells.insert(setup + 1, nbformat.v4.new_code_cell(SMALL))
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert sum(cell.cell_type == "code" for cell in book.cells) > 20
