@@ -25,13 +25,12 @@ $(MODEL): data/smollm2.py | .venv
 tangle:  ## write the program from README.org (Emacs)
 	emacs -Q --batch README.org -f org-babel-tangle
 
-readme: .venv $(MODEL)  ## measure what is missing, evaluate README.org, weave it (Emacs, half an hour)
+readme: .venv $(MODEL)  ## measure what is missing, evaluate and weave README.org (half an hour)
 	$(PYTHON) benchmarks/curve.py
 	$(PYTHON) tests/document.py readme
 	$(PYTHON) tests/document.py notebook
 
-check: .venv $(MODEL)  ## fail where README.org shows what it no longer prints (Emacs, half an hour)
-	$(PYTHON) -m pytest -q tests/test_document.py
+check: .venv $(MODEL)  ## fail where README.org shows what it no longer prints (half an hour)
 	$(PYTHON) tests/document.py check
 
 html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)

@@ -1,9 +1,12 @@
 """Where the program meets its user: what went wrong becomes one line that says what to do."""
 
 import contextlib
+import errno
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +16,49 @@ import huggingface_hub
 import torch
 import transformers
 from accelerate import PartialState
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from reading import InputError, ask_hub, cannot_load
+from reading import InputError, ask_hub, cannot_load, check_pointer
 
 
 @contextlib.contextmanager
 def loading(what: str, name: str, revision: str | None = None) -> Iterator[None]:
-    """Ask the hub for a "model" or "data" once, and turn what fails inside into an InputError."""
+    """Ask the hub for a "model" once, and turn what fails inside into an InputError.
+
+    `what` is "model", or "run" for a folder with an adapter.
+    """
     try:
+        check_folder(Path(name), what)
         ask_hub(name, what, revision)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # random without them
+            yield
     except Exception as error:  # hub, file system and readers of weights share no exception
         if isinstance(error, InputError) or is_out_of_memory(error):
             raise
         raise cannot_load(error, name, what) from error
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raise InputError for a run in place of a model, or for files that git-lfs has not fetched."""
+    if what == "model" and (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder} is a run, an adapter beside its model: merge the two with "
+                         f"main.py merge --run {folder} --output NEW, then give --model NEW")
+    for path in folder.glob("*.*"):
+        if path.suffix in (".json", ".jinja", ".safetensors"):
+            check_pointer(path)
+
+
+def check_stored(name: str, stored: dict | None, quantize: bool) -> None:
+    """Raise InputError if a model's weights are stored as no adapter can be trained beside them."""
+    if stored and not stored.get("load_in_4bit"):
+        raise InputError(f"{name} is stored as {stored.get('quant_method')}: choose a --model that "
+                         "is not quantized, or one in the 4 bits of bitsandbytes")
+    if stored and not quantize:
+        raise InputError(f"{name} is stored in 4 bits: leave out --no-quantize, or choose the "
+                         "--model that was quantized to make it")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -49,7 +79,38 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
     if isinstance(error, (OSError, RuntimeError, SafetensorError)) and folder is not None:
         if folder.exists() and shutil.disk_usage(folder).free < 2**20:
             return f"the disk is full: make room, then main.py --resume {folder}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room"
     return None
+
+
+@contextlib.contextmanager
+def borrowed_process() -> Iterator[None]:
+    """What belongs to the whole process, as the program needs it, and afterwards as it was.
+
+    SIGTERM stops the program, any text can be printed, and only the first of several processes
+    prints. A reader that closes the pipe, as `head` does, raises BrokenPipeError, once.
+    """
+    stdout, errors, offline = sys.stdout, getattr(sys.stdout, "errors", 0), constants.HF_HUB_OFFLINE
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
+    before = in_main_thread and signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(stdout, "reconfigure"):
+        stdout.reconfigure(errors="backslashreplace")
+    if not PartialState().is_main_process:
+        sys.stdout = open(os.devnull, "w")
+    try:
+        yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # for what is yet to be flushed
+        raise
+    finally:
+        sys.stdout = stdout
+        if hasattr(stdout, "reconfigure"):
+            stdout.reconfigure(errors=errors)
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def quieten_libraries() -> None:

@@ -1,12 +1,18 @@
 """What a run keeps on the disk, so that nothing is lost or mistaken for something else."""
 
+import codecs
+import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +21,14 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from sklearn.metrics import log_loss
 from transformers import TrainerCallback
 
 from judging import is_right
-from reading import InputError
+from prompts import Prompt
+from reading import InputError, check_pointer, read_table
 from settings import HERE, Settings
 
 
@@ -28,6 +37,23 @@ def write_json(path: Path, content) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(path)
+
+
+def read_json(path: Path) -> dict:
+    """What write_json wrote. Raises OSError if there is none, InputError if it is damaged."""
+    check_pointer(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: restore it")
+    return content
+
+
+def is_litter(path: Path) -> bool:
+    """Whether a file was left by a file manager in a folder that looks empty."""
+    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini", "lost+found")
 
 
 def make_run_folder(asked: str | None) -> Path:
@@ -42,23 +68,55 @@ def make_run_folder(asked: str | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process:
-            if any(path.name != ".DS_Store" for path in folder.iterdir()):
+            if not all(map(is_litter, folder.iterdir())):
                 raise InputError(f"{folder} is not empty: choose a new --output-dir")
-            os.close(os.open(folder / "settings.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError as error:
-        raise InputError(f"another run starts in {folder}: choose a new --output-dir") from error
+            try:
+                os.close(os.open(folder / "settings.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError as error:
+                raise InputError(
+                    f"another run starts in {folder}: choose a new --output-dir") from error
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror}: choose another --output-dir") from error
     return folder
 
 
-def read_settings(folder: Path, option_name: str) -> Settings:
-    """The settings of a run. Raises InputError if the folder holds none."""
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which the system takes from a process however it ends.
+
+    Raises InputError if another process holds it. On a file system without locks nobody is refused.
+    """
+    if not PartialState().is_main_process:
+        yield
+        return
+    path = folder / ".lock"
     try:
-        return Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        file = path.open("w")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"the run in {folder} still lives: stop it first, or wait") from error
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def read_settings(folder: Path, option_name: str) -> Settings:
+    """The settings of a run. Raises InputError if the folder holds none, or they are damaged."""
+    path = folder / "settings.json"
+    try:
+        return Settings(**read_json(path))
+    except OSError as error:
         raise InputError(f"{folder} is not the folder of a run: check {option_name}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: restore it") from error
 
 
 def check_space(folder: Path, trainable: int) -> None:
@@ -69,14 +127,59 @@ def check_space(folder: Path, trainable: int) -> None:
                          f"{need / 1e6:,.0f}: make room, or choose another --output-dir")
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint but the list itself."""
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, under its name."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.stem != "complete":
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+BASE_FILES = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def sha256(content) -> str:
+    """The digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def identify(name: str, revision: str, kept: str | None = None) -> tuple[str | None, str]:
+    """A loaded model's commit, if it is on the hub, and the digest of its config and weights.
+
+    A commit does not change, so the digest that was kept with it is that of its files. The version
+    of the library that wrote the config does not count.
+    """
+    folder, commit = Path(name), None
+    if not folder.is_dir():
+        folder = Path(try_to_load_from_cache(name, "config.json", revision=revision)).parent
+        commit = folder.name
+    if kept and commit == revision:
+        return commit, kept
+    found = digests(path for path in folder.iterdir() if BASE_FILES.fullmatch(path.name))
+    config = read_json(folder / "config.json") | {"transformers_version": None}
+    return commit, sha256(found | {"config.json": config})
+
+
+def identify_prompt(prompt: Prompt) -> str:
+    """The digest of its token ids, which another tokenizer or chat template would change."""
+    return sha256([prompt.before, prompt.after, prompt.completions])
+
+
+def check_same(found, kept, name: str, option_name: str) -> None:
+    """Raise InputError if something is not what a run has kept of it."""
+    if kept is not None and found != kept:
+        raise InputError(f"{name} is not what it was when the run began: restore it, or say with "
+                         f"{option_name} where it is now")
+
+
+def check_resumed(folder: Path, settings: Settings, now: dict) -> None:
+    """Raise InputError if a run's model or data are not what they were when it began."""
+    if (path := folder / "audit.json").exists():
+        for part, kept in read_json(path).items():
+            ours = part in ("base", "prompt")
+            name, option_name = (settings.model, "--model") if ours else (settings.data, "--data")
+            check_same(now.get(part), kept, name, option_name)
 
 
 class MarkComplete(TrainerCallback):
@@ -90,36 +193,75 @@ class MarkComplete(TrainerCallback):
         PartialState().wait_for_everyone()
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero:
-            write_json(folder / "complete.json", digests(folder))
+            write_json(folder / "complete.json", digests(
+                path for path in folder.iterdir() if path.stem != "complete"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run; says which newer ones are skipped."""
-    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
-    for checkpoint in numbered:
-        try:
-            kept = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
-            if kept == digests(checkpoint):
+    numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")
+                if re.fullmatch(r"checkpoint-\d+", path.name)}
+    for _, checkpoint in sorted(numbered.items(), reverse=True):
+        with contextlib.suppress(OSError, InputError, SafetensorError):
+            kept = read_json(checkpoint / "complete.json")
+            state = read_json(checkpoint / "trainer_state.json")
+            if validation_entries(state["log_history"]):
+                safe_open(folder / BEST, "pt")  # not in the checkpoint, and whole
+            if kept == digests(checkpoint / name for name in kept):
                 return checkpoint
-        except (OSError, ValueError):
-            pass
         print(f"warning: {checkpoint} is incomplete or damaged: skipped")
     return None
 
 
 def forget_run_folder(folder: Path) -> None:
-    """Remove the folder of a run that never began, if nothing but its claim is in it."""
-    if [path.name for path in folder.iterdir()] == ["settings.json"]:
-        shutil.rmtree(folder)
+    """Remove what a run that never began has left: its claim, and the folder if that was all."""
+    with contextlib.suppress(OSError):  # another process was first, or there is litter in it
+        if all(path.name == "settings.json" or is_litter(path) for path in folder.iterdir()):
+            (folder / "settings.json").unlink()
+            folder.rmdir()
 
 
 def read_classifier(folder: Path) -> dict:
-    """Labels and temperature of a finished run. Raises InputError if the folder holds none."""
+    """Labels and temperature of a finished run, and digests of what it was trained with.
+
+    Raises InputError if the folder holds none, or they are damaged.
+    """
+    path = folder / "classifier.json"
     try:
-        return json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kept = read_json(path)
+    except OSError as error:
         raise InputError(f"{folder} is not the folder of a finished run: check --run, or continue "
                          f"with main.py --resume {folder}") from error
+    if not (isinstance(kept.get("labels"), list) and isinstance(kept.get("temperature"),
+                                                              int | float)):
+        raise InputError(f"{path} is damaged: restore it")
+    return kept
+
+
+def find_again(settings: Settings, model: str | None = None, data: str | None = None) -> Settings:
+    """A run's settings with the places where its base model and its data are now.
+
+    That is where the caller says, or where they were, or in this checkout if they came with one.
+    """
+    def now(place: str) -> str:
+        own = HERE / "data" / Path(place).name
+        moved = Path(place).is_absolute() and not Path(place).exists()
+        return str(own) if moved and Path(place).parent.name == "data" and own.exists() else place
+
+    model, data = model or now(settings.model), data or now(settings.data)
+    revision = settings.revision if model == settings.model else None
+    return replace(settings, model=model, data=data, revision=revision)
+
+
+def read_tested(folder: Path) -> list[str]:
+    """The first test texts of a finished run. Raises InputError where they are lost."""
+    path = folder / "predictions.csv"
+    try:
+        if path.exists():
+            return read_table(path, "text")["text"][:200]
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): restore it") from error
+    raise InputError(f"{path} is missing: restore it, as merging is measured on its texts")
 
 
 def new_output(output: str) -> Path:
@@ -128,6 +270,11 @@ def new_output(output: str) -> Path:
     if path.exists() or not path.parent.is_dir():
         why = "exists already" if path.exists() else "is in a folder that does not exist"
         raise InputError(f"{path} {why}: name a new --output")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}: name another "
+                         "--output") from error
     return path
 
 
@@ -137,7 +284,9 @@ def write_table(path: Path | None, columns: dict[str, list]) -> None:
     Every text in a csv file is quoted, so that one of any characters is read back as it is.
     """
     rows = zip(*columns.values())
-    lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=False) for row in rows)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escape = path is None and codecs.lookup(encoding).name != "utf-8"
+    lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=escape) for row in rows)
     if path is None:
         for line in lines:
             print(line)
@@ -205,10 +354,12 @@ def validation_entries(log: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def save_classifier(folder: Path, classifier, settings: Settings) -> None:
     """What load_classifier needs, in peft's own format, and the versions of the libraries."""
+    classifier.model.peft_config["default"].revision = settings.revision
     classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
-    kept = {"labels": classifier.labels, "temperature": classifier.temperature}
-    write_json(folder / "classifier.json", kept)
+    write_json(folder / "classifier.json", {
+        "labels": classifier.labels, "temperature": classifier.temperature,
+        "base": classifier.base, "prompt": identify_prompt(classifier.prompt)})
     write_json(folder / "settings.json", asdict(settings))
     packages = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate",
                 "scikit-learn"]

@@ -9,11 +9,9 @@ if __name__ == "__main__":
     parse_command(sys.argv[1:])  # mistakes and --help do not wait for the libraries below
 
 import contextlib
-import json
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -21,26 +19,27 @@ from datetime import timedelta
 from pathlib import Path
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel it can do without
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # and this of a home it cannot write to
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # trl would report each trainer to its makers
 
-import datasets
 import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict
-from huggingface_hub import constants
 from scipy.special import softmax
 
 from audit import audit_split, balance, print_audit
 from baselines import context_length, judge_base_model, judge_baselines
 from card import write_card
-from edge import ShowProgress, explain, is_out_of_memory, loading, progress, quieten_libraries
+from edge import (ShowProgress, borrowed_process, check_stored, explain, is_out_of_memory, loading,
+                  progress, quieten_libraries)
 from judging import fit_temperature, likeliest
-from keeping import (BEST, KeepBest, MarkComplete, check_space, forget_run_folder, make_run_folder,
-                     new_output, newest_checkpoint, read_adapter, read_classifier, read_settings,
-                     save_classifier, write_json, write_table)
+from keeping import (BEST, KeepBest, MarkComplete, alone_in, check_resumed, check_same,
+                     check_space, find_again, forget_run_folder, identify, identify_prompt,
+                     make_run_folder, new_output, newest_checkpoint, read_adapter, read_classifier,
+                     read_settings, read_tested, save_classifier, write_json, write_table)
 from llama import add_adapter, load_model, score_alone
 from memory import HEAD_PIECE, choose_checkpointing, expect_memory
 from prompts import Prompt, check_prompt, default_instruction, load_tokenizer, make_prompt
@@ -169,7 +168,6 @@ def default_pass_tokens() -> int:
     """Attention in one sequence grows with its square: short ones suit a CPU, long ones a GPU."""
     return 4096 if torch.cuda.is_available() else 512
 
-
 @dataclass
 class Classifier:
     """A causal language model that answers with one of its labels."""
@@ -179,6 +177,7 @@ class Classifier:
     prompt: Prompt
     temperature: float = 1.0
     pass_tokens: int = default_pass_tokens()
+    base: str = ""  # a digest of the files of the base model
 
     @property
     def labels(self) -> list[str]:
@@ -358,6 +357,22 @@ def choose_precision() -> tuple[torch.dtype, str]:
         return torch.bfloat16, f"this GPU computes bfloat16 natively{amd}"
     return torch.float16, f"this GPU only emulates bfloat16{amd}"
 
+def load_base(settings: Settings, kept: str | None = None):
+    """The base model, the settings with its commit if it is on the hub, and a digest of its files.
+
+    Raises InputError if the digest is not the one that a run has `kept`.
+    """
+    name, revision = settings.model, settings.revision or "main"
+    with loading("model", name, settings.revision):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision,
+                                                         trust_remote_code=False)
+        stored = getattr(config, "quantization_config", None)
+        check_stored(name, stored, settings.quantize)
+        model = load_model(name, choose_precision()[0], revision, settings.quantize and not stored)
+        commit, digest = identify(name, revision, kept)
+    check_same(digest, kept, name, "--model")
+    return model, replace(settings, revision=commit or settings.revision), digest
+
 def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     """Load data, tokenizer and model, and say what was chosen and why.
 
@@ -368,19 +383,17 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     labels = sorted(splits["train"].unique("label"))
     absolute = lambda place: str(Path(place).resolve()) if Path(place).exists() else place
     name, reason = choose_model(settings.model)
-    name = absolute(name)
+    settings = replace(settings, model=absolute(name), data=absolute(settings.data))
     dtype, why = choose_precision()
-    revision = settings.revision or "main"
-    print(f"model: {name}, because {reason}")
+    print(f"model: {settings.model}, because {reason}")
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
           f"because {why}", flush=True)
-    with loading("model", name, settings.revision):
-        tokenizer = load_tokenizer(name, revision)
-        model = load_model(name, dtype, revision, settings.quantize)
+    model, settings, digest = load_base(settings)
+    with loading("model", settings.model, settings.revision):
+        tokenizer = load_tokenizer(settings.model, settings.revision or "main")
     rows = splits["train"]["label"][:]
     settings = replace(
-        settings, model=name, data=absolute(settings.data),
-        instruction=settings.instruction or default_instruction(labels),
+        settings, instruction=settings.instruction or default_instruction(labels),
         epochs=settings.epochs or default_epochs(rows),
         learning_rate=settings.learning_rate or default_learning_rate(model),
         pass_tokens=settings.pass_tokens or default_pass_tokens(),
@@ -391,7 +404,7 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
           f"{model.config.get_text_config().hidden_size} wide")
     prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
     check_prompt(prompt, settings)
-    classifier = Classifier(model, tokenizer, prompt, pass_tokens=settings.pass_tokens)
+    classifier = Classifier(model, tokenizer, prompt, 1.0, settings.pass_tokens, digest)
     try:
         check_scoring(classifier)
     except Exception as error:  # not an architecture for our mask
@@ -432,14 +445,13 @@ def do_run(settings: Settings, folder: Path, resume: bool) -> None:
     counts = {name: audit_split(split, base.tokenizer, base.prompt)
               for name, split in splits.items()}
     print_audit(counts)
-    kept = folder / "audit.json"
-    if resume and kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != counts:
-        raise InputError(f"{settings.data} is not what it was when the run began: restore it, or "
-                         "begin a new run")
+    began = {"base": base.base, "prompt": identify_prompt(base.prompt), **counts}
+    if resume:
+        check_resumed(folder, settings, began)
     first = PartialState().is_main_process
     if first:
         write_json(folder / "settings.json", asdict(settings))
-        write_json(kept, counts)
+        write_json(folder / "audit.json", began)
     print("scoring before training", flush=True)
     results = judge_baselines(splits) if first else {}
     results |= judge_base_model(splits, base, settings.instruction)
@@ -470,38 +482,42 @@ def run(settings: Settings) -> None:
     """A new run, or one that was interrupted."""
     resume = settings.resume is not None
     if resume:
-        folder = Path(settings.resume)
-        settings = read_settings(folder, "--resume")
-        if (folder / "metrics.json").exists():
-            raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+        folder, data = Path(settings.resume), settings.data
+        settings = find_again(read_settings(folder, "--resume"), settings.model,
+                              data if data != Settings.data else None)
     else:
         folder = make_run_folder(settings.output_dir)
     began = lambda: (folder / "audit.json").exists()
     try:
-        do_run(settings, folder, resume)
+        with alone_in(folder):
+            if (folder / "metrics.json").exists():
+                raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+            do_run(settings, folder, resume)
     except BaseException as error:
-        if began() and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if began() and isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
             print(f"\nstopped: to continue, main.py --resume {folder}", file=sys.stderr)
         if line := explain(error, folder):
             raise InputError(line) from error
         raise
     finally:
-        if not began():
+        if not resume and not began():
             forget_run_folder(folder)
 
-def load_classifier(run_folder: str | Path) -> Classifier:
-    """The fine-tuned classifier of a run. Raises InputError if the folder holds none."""
+def load_classifier(run_folder: str | Path, model: str | None = None) -> Classifier:
+    """The fine-tuned classifier of a run. Raises InputError if the folder holds none.
+
+    `model` is the place of its base model, if that has moved.
+    """
     from peft import PeftModel
 
     folder = Path(run_folder)
-    settings, kept = read_settings(folder, "--run"), read_classifier(folder)
-    with loading("model", settings.model, settings.revision):
-        base = load_model(settings.model, choose_precision()[0], settings.revision or "main",
-                          settings.quantize)
+    settings, kept = find_again(read_settings(folder, "--run"), model), read_classifier(folder)
+    base, settings, digest = load_base(settings, kept.get("base"))
     with loading("run", str(folder)):
-        tokenizer, model = load_tokenizer(str(folder)), PeftModel.from_pretrained(base, folder)
-    prompt = make_prompt(tokenizer, kept["labels"], settings.instruction, settings.max_length)
-    return Classifier(model, tokenizer, prompt, kept["temperature"], settings.pass_tokens)
+        tokenizer, tuned = load_tokenizer(str(folder)), PeftModel.from_pretrained(base, folder)
+        prompt = make_prompt(tokenizer, kept["labels"], settings.instruction, settings.max_length)
+    check_same(identify_prompt(prompt), kept.get("prompt"), f"the tokenizer in {folder}", "--run")
+    return Classifier(tuned, tokenizer, prompt, kept["temperature"], settings.pass_tokens, digest)
 
 def predict(settings: PredictSettings) -> None:
     """Answer every text in its order, after the columns that its file already has."""
@@ -515,7 +531,7 @@ def predict(settings: PredictSettings) -> None:
     if twice := sorted(own & set(columns)):
         raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes itself: "
                          "rename it")
-    classifier = load_classifier(settings.run)
+    classifier = load_classifier(settings.run, settings.model)
     probabilities = classifier.predict_proba(columns[settings.text_column])
     answers = {"predicted": likeliest(probabilities, classifier.labels),
                "abstain": (probabilities.max(1) < settings.threshold).tolist()}
@@ -542,11 +558,12 @@ def merge(settings: MergeSettings) -> None:
     output, folder = new_output(settings.output), Path(settings.run)
     run_settings = read_settings(folder, "--run")
     read_classifier(folder)  # of a finished run
-    tested = read_table(folder / "predictions.csv", "text")["text"][:200]
-    classifier = load_classifier(folder)
+    tested = read_tested(folder)
+    classifier = load_classifier(folder, settings.model)
     before = classifier.predict_proba(tested)
+    stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
     merged = merge_adapter(classifier.model, run_settings.quantize)
-    merged.to(torch.bfloat16).save_pretrained(output)
+    merged.to(torch.bfloat16).save_pretrained(output, save_original_format=not stored)
     classifier.tokenizer.save_pretrained(output)
     shutil.copy(folder / "classifier.json", output)
     del merged, classifier.model  # one model at a time
@@ -560,28 +577,25 @@ def merge(settings: MergeSettings) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code.
 
-    0, or 1 for what the user can do something about, 130 and 143 when it was stopped.
+    0, or 1 for what the user can do something about, 130 and 143 when it was stopped, 141 when
+    nobody reads on.
     """
     command = parse_command(sys.argv[1:] if argv is None else argv)
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-    stdout, offline = sys.stdout, constants.HF_HUB_OFFLINE
-    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not state.is_main_process:
-        sys.stdout = open(os.devnull, "w")
     quieten_libraries()
     try:
-        {Settings: run, PredictSettings: predict, MergeSettings: merge}[type(command)](command)
+        with borrowed_process():  # a notebook's kernel, perhaps
+            {Settings: run, PredictSettings: predict, MergeSettings: merge}[type(command)](command)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return 141
     except Exception as error:
         if (line := explain(error)) is None:
             raise
         print(f"main.py: error: {line}", file=sys.stderr)
         return 1
-    finally:  # leave a notebook's kernel as it was
-        sys.stdout = stdout
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
-        signal.signal(signal.SIGTERM, terminate)
+    finally:
         state.destroy_process_group()
     return 0
 

@@ -648,6 +648,18 @@ HUB_REMEDIES = {  # by the name of the exception; the first that fits
 }
 
 
+def cache_at_fault(chain: list[BaseException]) -> Path | None:
+    """The cache that could not be written, if that is among the causes."""
+    for place in (constants.HF_HOME, constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE):
+        for cause in chain:
+            if isinstance(cause, OSError) and isinstance(cause.filename, str | Path):
+                cache, tried = Path(place), Path(cause.filename)
+                missing = isinstance(cause, FileNotFoundError) and cache.exists()
+                if not missing and (cache.is_relative_to(tried) or tried.is_relative_to(cache)):
+                    return cache
+    return None
+
+
 def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     """What to say when a folder or something on the hub cannot be loaded.
 
@@ -655,6 +667,9 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     """
     chain = causes(error)
     kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]
+    if cache := cache_at_fault(chain):
+        return InputError(f"cannot write to {cache}, where downloads are kept "
+                          f"({one_line(chain[-1])}): set HF_HOME to a folder that can be written")
     known = next((remedy for kind, remedy in HUB_REMEDIES.items() if kind in kinds), None)
     if known:
         revision = "revision" if option_name == "model" else "data-revision"
@@ -695,6 +710,14 @@ READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": 
            ".parquet": parquet_table}
 
 
+def check_pointer(path: Path) -> None:
+    """Raise InputError for a file that only says where git-lfs keeps the real one."""
+    with path.open("rb") as file:
+        if file.read(18) == b"version https://gi":
+            raise InputError(f"{path} is a pointer of git-lfs, not the file: get it with "
+                             "git lfs pull")
+
+
 def open_table(path: Path, wanted: list[str]) -> Table:
     """A file with rows, of which some columns are wanted, the texts first.
 
@@ -705,13 +728,11 @@ def open_table(path: Path, wanted: list[str]) -> Table:
         raise InputError(f"{path} is none of {', '.join(READERS)}: convert it, or correct its "
                          "suffix")
     try:
-        with path.open("rb") as file:
-            start = file.read(18)
+        check_pointer(path)
+        empty = not path.stat().st_size
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if start == b"version https://gi":
-        raise InputError(f"{path} is a pointer of git-lfs, not the file: get it with git lfs pull")
-    table = READERS[suffix](path, wanted) if start else None
+    table = None if empty else READERS[suffix](path, wanted)
     if not table or not table.columns:
         raise InputError(f"{path} is empty: give a file with rows")
     return table

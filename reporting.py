@@ -1,10 +1,13 @@
 """What a run says of its results: tables, pictures, predictions."""
 
+import contextlib
+import warnings
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 from datasets import Dataset
+from matplotlib import font_manager
 from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
@@ -12,6 +15,7 @@ from baselines import Results
 from judging import (calibration_bins, compare, compute_metrics, coverage, is_right, likeliest,
                      verdict)
 from keeping import validation_entries, write_table
+from reading import shortened
 
 
 def scoreboard(systems: dict[str, dict[str, float]]) -> str:
@@ -75,15 +79,33 @@ def draw_reliability(truth: list[str], before: np.ndarray, after: np.ndarray, la
     return write(xlabel="confidence", ylabel="accuracy")
 
 
+def find_fonts(text: str) -> list[str]:
+    """The usual font, and installed ones for the characters that it lacks."""
+    usual = font_manager.FontProperties().get_name()
+    fonts, missing = [usual], {ord(character) for character in text}
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name != usual):
+        if missing and "Last Resort" not in font.name:  # which has a box for every character
+            with contextlib.suppress(OSError, RuntimeError):  # an installed file may be anything
+                if found := missing & font_manager.get_font(font.fname).get_charmap().keys():
+                    fonts.append(font.name)
+                    missing -= found
+    return list(dict.fromkeys(fonts))
+
+
 def draw_confusion(truth: list[str], predicted: list[str], labels: list[str], path: Path) -> str:
     """Draw the confusion matrix: a row per true label, a column per predicted one."""
     side = min(max(6.0, 0.45 * len(labels)), 40.0)
     axes, write = draw((side, side), path)
-    shown = [label.replace("$", r"\$") for label in labels]  # it would begin mathematics
+    shown = [shortened(label, 30) for label in labels]
     ConfusionMatrixDisplay.from_predictions(
         truth, predicted, labels=labels, display_labels=shown, xticks_rotation="vertical",
         cmap="Blues", include_values=len(labels) <= 20, colorbar=False, ax=axes)
-    return write()
+    fonts = find_fonts("".join(shown))
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set(parse_math=False, fontfamily=fonts)  # no formulas, but any script
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn
+        return write()
 
 
 def show_mistakes(texts: list[str], truth: list[str], probabilities: np.ndarray,

@@ -58,7 +58,8 @@ class Settings:
     checkpoint_steps: int = option(
         100, "Save what is needed to resume after an interruption, every so many steps.")
     resume: str | None = option(
-        None, "The folder of an interrupted run: continue it with its own settings.")
+        None, "The folder of an interrupted run: continue it with its own settings. If its model "
+        "or data have moved, --model and --data say where they are now.")
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank",
@@ -69,8 +70,9 @@ class Settings:
                 "--learning-rate must be a number above 0")
         require(0 <= self.seed < 2**32, "--seed must be between 0 and 4294967295")
         given = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        require(not self.resume or len(given) == 1,
-                "--resume takes all settings from the run: give no other option")
+        require(not self.resume or {f.name for f in given} <= {"resume", "model", "data"},
+                "--resume takes its settings from the run: beside it give only --model and --data, "
+                "where these have moved")
 
 
 @dataclass
@@ -85,6 +87,7 @@ class PredictSettings:
     output: str | None = option(
         None, "A new csv or jsonl file. Default: one JSON object per line, printed.")
     threshold: float = option(0.0, "Answers with less confidence are marked in column abstain.")
+    model: str | None = option(None, "The run's base model, where it has moved.")
 
     def __post_init__(self):
         require(bool(self.data) != bool(self.texts), "give either --data or --texts")
@@ -99,6 +102,7 @@ class MergeSettings:
 
     run: str = field(metadata={"help": "The folder of a finished run."})
     output: str = field(metadata={"help": "A new folder for the merged model."})
+    model: str | None = option(None, "The run's base model, where it has moved.")
 
 
 COMMANDS = {"": Settings, "predict": PredictSettings, "merge": MergeSettings}
@@ -114,6 +118,10 @@ def parse_command(argv: list[str]) -> Settings | PredictSettings | MergeSettings
         description=COMMANDS[name].__doc__,
         epilog="" if name else "main.py predict --help and main.py merge --help say what can be "
                                "done with a finished run.")
+    try:
+        "".join(argv).encode()
+    except UnicodeEncodeError:
+        parser.error("the arguments are not UTF-8: type them again, or rename the file")
     try:
         settings, unknown = parser.parse_args_into_dataclasses(
             args=rest, return_remaining_strings=True, look_for_args_file=False)

@@ -113,15 +113,19 @@ def evaluate(folder: Path, seconds: float = LIMIT) -> str | None:
     return f"no result at {lost[0].where}" if lost else None
 
 
+def project_files(pattern: str = "*") -> list[str]:
+    """The project's files of such names: those that git keeps, and new ones."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern], cwd=ROOT,
+        capture_output=True, text=True, check=True).stdout.split("\0")
+    return [name for name in files if name and (ROOT / name).exists()]
+
+
 def copy_project(folder: Path) -> None:
     """The project's files in a folder, with links to .venv and to the pretrained Llama."""
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-        capture_output=True, text=True, check=True).stdout
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    for name in project_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
     for name in (".venv", "data/smollm2"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)

@@ -1,28 +1,127 @@
-"""The benchmark at its smallest size: it runs, and scoring in one pass is exact. Nothing is asked of the times."""
+"""The benchmarks at their smallest sizes: all is measured, and once. Nothing is asked of times."""
 
 import json
-import math
 import os
+import runpy
 import subprocess
 import sys
 
-from conftest import ROOT
+import numpy as np
+import pytest
+from conftest import LABELS, ROOT, TINY, write_rows
 
-SECTIONS = {"scoring", "training", "tried", "startup", "growth", "end_to_end"}
+import main
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench
 
 
-def test_the_benchmark_measures_every_section_and_scoring_is_exact(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "bench.py", "--smallest", "--output-dir", tmp_path], capture_output=True, text=True,
-                          timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+def write_splits(folder, sizes, labels):
+    """Csv files with so many invented rows of each label."""
+    folder.mkdir()
+    for split, size in sizes.items():
+        write_rows(folder / f"{split}.csv", ["text", "label"], [
+            [f"{split} {i}: about my {label}", label] for i in range(size) for label in labels])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory, random_llama, finished):
+    """The command line of a benchmark whose banking77 is invented, after it has run."""
+    folder = tmp_path_factory.mktemp("bench")
+    banking = write_splits(folder / "banking", {"train": 4, "validation": 2, "test": 3},
+                           ["card_arrival", "card_lost", "top_up"])
+    given = ["--model", random_llama, "--size", "small", "--runs", "1", "--run8",
+             str(finished), "--banking", str(banking), "--output", str(folder / "bench.json")]
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "bench.py", *given], text=True,
+                          capture_output=True, timeout=600,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
-    kept = json.loads((tmp_path / "bench.json").read_text())
-    assert set(kept) == SECTIONS and (tmp_path / "bench.png").stat().st_size > 0
-    for section, measured in kept.items():
-        assert f"{section}, smallest size" in done.stdout
-        figures = [figure["median"] for row in measured["rows"] for name, figure in row.items() if name != "case"]
-        assert figures and all(map(math.isfinite, figures)), section
-    cases = {section: [row["case"] for row in measured["rows"]] for section, measured in kept.items()}
-    assert {case["method"] for case in cases["scoring"]} == {"one pass", "pairs", "generate", "generate in batches", "exactness", "profile"}
-    assert [case["method"] for case in cases["training"] + cases["end_to_end"]] == ["ours", "stock", "profile", "main job", "notebook"]
-    gaps = [row["float32"]["high"] for row in kept["scoring"]["rows"] if row["case"]["method"] == "exactness"]
+    return given
+
+
+@pytest.fixture(scope="module")
+def results(options):
+    with open(options[-1]) as file:
+        return json.load(file)
+
+
+def test_every_section_is_measured_with_its_memory(results):
+    methods = {(run["section"], run["method"]) for run in results["runs"]}
+    assert methods == {*(("scoring", name) for name in ("ours", "pairs", "generate", "few-shot",
+                                                        "inspect")),
+                       *(("training", name) for name in ("ours", "stock", "head")),
+                       ("job", "ours"), ("job", "plain")}
+    assert all(run["peak_mb"] > run["own_mb"] >= 0 for run in results["runs"])
+    assert results["threads"] == 1 and results["model"] and results["torch"]
+
+
+def test_scoring_is_as_exact_as_pairs(results):
+    gaps = [run["largest_difference"] for run in results["runs"] if run["method"] == "inspect"]
     assert len(gaps) == 2 and max(gaps) < 1e-3
+
+
+def test_tables_are_short_and_ours_is_the_measure(results):
+    tables = bench.tables(results)
+    assert list(tables) == ["scoring", "pass_tokens", "exactness", "training", "job"]
+    assert all(0 < len(table) <= 8 for table in tables.values())
+    for name in ("scoring", "training", "job"):
+        assert (tables[name]["times ours"].xs("ours", level="method") == 1).all()
+
+
+def test_what_is_known_is_not_measured_again(options, results, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "alone", lambda function, *given, **case: function is bench.tune
+                        or pytest.fail(f"measured again: {case}"))
+    picture = bench.Path(options[-1]).with_suffix(".png")
+    picture.unlink()
+    bench.bench(options)
+    assert "times ours" in capsys.readouterr().out and picture.stat().st_size
+
+
+def test_another_model_needs_another_file(options, capsys):
+    with pytest.raises(SystemExit):
+        bench.bench(["--model", str(TINY), *options[2:]])
+    assert "was measured otherwise" in capsys.readouterr().err
+
+
+def test_only_what_cannot_matter_is_left_out(tokenizer, prompt):
+    visits, billing, insurance, results = (prompt.completions[name] for name in sorted(LABELS))
+    likely = {billing[0]: 0.98, visits[0]: 6e-5, results[0]: 3e-5}
+
+    class Sure(main.Classifier):
+        def scores(self, texts):
+            return np.log([[likely[c[0]] / (2 if c in (billing, insurance) else 1)
+                            for c in self.prompt.completions.values()]] * len(texts))
+
+    def count(eps, temperature=1.0):
+        classifier = Sure(model=None, tokenizer=tokenizer, prompt=prompt,
+                          temperature=temperature)
+        return bench.what_matters(classifier, ["my knee"], eps)["tokens_that_matter"]
+
+    [ids] = prompt.encode(tokenizer, ["my knee"])
+    tokens = lambda *kept: len(main.grow_forest([ids + c[:-1] for c in kept])[0])
+    everything = tokens(*prompt.completions.values())
+    assert count(0) == count(1e-5) == count(1e-4, temperature=1.5) == everything
+    assert count(5e-5) == tokens(billing, insurance, visits) < everything
+    assert count(1e-4) == tokens(billing, insurance)
+
+
+def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monkeypatch, capsys):
+    data = write_splits(tmp_path / "data", {"train": 10, "validation": 25, "test": 2},
+                        ["billing", "test results"])
+    output = tmp_path / "curve.json"
+    monkeypatch.setattr(main, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(sys, "argv", [
+        "curve.py", "--model", str(TINY), "--data", str(data), "--sizes", "16", "--seeds", "1",
+        "--output", str(output)])
+    curve = str(ROOT / "benchmarks" / "curve.py")
+    runpy.run_path(curve, run_name="__main__")
+    points = json.loads(output.read_text())
+    assert [(point["system"], point["rank"]) for point in points] == [
+        ("tfidf", 16), ("words", 16), ("head", 16), ("words", 1), ("words", 64), ("random", 16)]
+    assert all(point["rows"] == 16 and 0 <= point["accuracy"] <= 1 for point in points)
+    assert capsys.readouterr().out.count("accuracy") >= 6
+    runpy.run_path(curve, run_name="__main__")
+    assert "accuracy" not in capsys.readouterr().out
+    assert json.loads(output.read_text()) == points

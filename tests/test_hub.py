@@ -1,4 +1,4 @@
-"""Models and datasets from the hub: what loads, and what is said when it does not. The hub is a local one, hub.py."""
+"""Models and datasets from the hub, here a local one (hub.py): what loads, what is said if not."""
 
 import json
 import re
@@ -7,13 +7,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_rows
 from hub import Hub
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-# Runs main.main for each list of arguments in a child of its own, all at once and after a single import, which is the slow part.
-# A child's stderr goes to a file by its descriptor, so that what libraries log is in it too. No child outlives the limit.
+# Runs main.main for each list of arguments in a child of its own, all at once and after a single
+# import, which is the slow part. A child's stderr goes to a file by its descriptor, so that what
+# libraries log is in it too. No child outlives the limit.
 DRIVER = """
 import json, os, pathlib, signal, sys, traceback
 import main
@@ -39,16 +40,19 @@ ends = {}
 while len(ends) < len(children):
     child, status = os.wait()
     ends[child] = os.waitstatus_to_exitcode(status)
-print(json.dumps([{"code": ends[child], "error": (folder / f"{number}.err").read_text()} for number, child in enumerate(children)]))
+print(json.dumps([{"code": ends[child], "error": (folder / f"{number}.err").read_text()}
+                  for number, child in enumerate(children)]))
 """
-PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds; 10 where nothing is said
+PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds; usually 10
 LIMIT = 60  # seconds after which a case is killed (exit code -14)
+
+CONFIGS = "--data-config.*plain.*other|plain.*other.*--data-config"
 
 # What is asked for, and what the one line must say (a pattern).
 ONLINE = {
     "gated model": (["--model", "someone/gated"], "licence|access"),
     "gated model, no login": (["--model", "someone/gated-login"], "log in"),
-    "private model": (["--model", "someone/private"], "log in"),  # the real hub says the same of a model that does not exist
+    "private model": (["--model", "someone/private"], "log in"),  # as if it did not exist
     "expired login": (["--model", "someone/expired"], "log in"),
     "unknown model": (["--model", "someone/unknown"], "check --model"),
     "unknown revision": (["--model", "someone/tiny", "--revision", "v9"], "--revision"),
@@ -61,9 +65,11 @@ ONLINE = {
     "private data": (["--data", "someone/private"], "log in"),
     "expired login, data": (["--data", "someone/expired"], "log in"),
     "unknown data": (["--data", "someone/unknown"], "check --data"),
-    "unknown data revision": (["--data", "someone/messages", "--data-config", "plain", "--data-revision", "v9"], "--data-revision"),
-    "no config named": (["--data", "someone/messages"], "--data-config.*plain.*other|plain.*other.*--data-config"),
-    "unknown config": (["--data", "someone/messages", "--data-config", "none"], "--data-config.*plain.*other|plain.*other.*--data-config"),
+    "unknown data revision": (
+        ["--data", "someone/messages", "--data-config", "plain", "--data-revision", "v9"],
+        "--data-revision"),
+    "no config named": (["--data", "someone/messages"], CONFIGS),
+    "unknown config": (["--data", "someone/messages", "--data-config", "none"], CONFIGS),
     "data hub down": (["--data", "someone/down"], "try again"),
     "data hub busy": (["--data", "someone/busy"], "try again"),
     "silent data hub": (["--data", "someone/silent"], "try again"),
@@ -79,6 +85,17 @@ UNREACHABLE = {  # nobody listens at HF_ENDPOINT, as where there is no network
 }
 
 
+CARD = """---
+configs:
+- config_name: plain
+  data_files: plain.csv
+- config_name: other
+  data_files: other.csv
+---
+A card.
+"""
+
+
 @pytest.fixture(scope="module")
 def folders(random_llama, tmp_path_factory):
     """Two revisions of a model and of a dataset with two configurations, as the hub keeps them."""
@@ -92,40 +109,48 @@ def folders(random_llama, tmp_path_factory):
     for revision in ("main", "v1"):
         (place / f"data-{revision}").mkdir()
         for config in ("plain", "other"):
-            rows = [f"{config} text {i} of {revision},{'ab'[i % 2]}" for i in range(40)]
-            (place / f"data-{revision}" / f"{config}.csv").write_text("\n".join(["text,label", *rows, ""]))
-        (place / f"data-{revision}" / "README.md").write_text(
-            "---\nconfigs:\n- config_name: plain\n  data_files: plain.csv\n- config_name: other\n  data_files: other.csv\n---\nA card.\n")
-    return {"model": {"main": random_llama, "v1": place / "model-v1"}, "data": {"main": place / "data-main", "v1": place / "data-v1"}}
+            rows = [[f"{config} text {i} of {revision}", "ab"[i % 2]] for i in range(40)]
+            write_rows(place / f"data-{revision}" / f"{config}.csv", ["text", "label"], rows)
+        (place / f"data-{revision}" / "README.md").write_text(CARD)
+    return {"model": {"main": random_llama, "v1": place / "model-v1"},
+            "data": {"main": place / "data-main", "v1": place / "data-v1"}}
 
 
 @pytest.fixture(scope="module")
 def hub(folders):
-    named = lambda kind, *names: {f"someone/{name}": folders[kind] for name in (*names, "cut", "gated", "gated-login")}
+    def named(kind, name):
+        return {f"someone/{each}": folders[kind] for each in (name, "cut", "gated", "gated-login")}
+
     with Hub(models=named("model", "tiny"), datasets=named("data", "messages")) as hub:
         yield hub
 
 
 @pytest.fixture(scope="module")
 def outcomes(hub, folders, tmp_path_factory):
-    """Exit code and stderr of every case; the three surroundings run side by side, each in a process of its own."""
+    """Exit code and stderr of every case, in three surroundings, each in a process of its own."""
     with Hub() as gone:
         pass
     running = []
-    for cases, surroundings in ((ONLINE, {}), (OFFLINE, {"HF_HUB_OFFLINE": "1"}), (UNREACHABLE, {"HF_ENDPOINT": gone.url})):
+    for cases, surroundings in ((ONLINE, {}), (OFFLINE, {"HF_HUB_OFFLINE": "1"}),
+                                (UNREACHABLE, {"HF_ENDPOINT": gone.url})):
         place = tmp_path_factory.mktemp("cases")
         local = ["--data", str(folders["data"]["main"] / "plain.csv")]  # a later --data wins
-        arguments = json.dumps([[*local, *asked, "--output-dir", str(place / f"run{i}")] for i, (asked, _) in enumerate(cases.values())])
-        running.append((cases, subprocess.Popen([sys.executable, "-c", DRIVER, str(place), str(LIMIT), arguments], cwd=ROOT, text=True,
-                                                stdout=subprocess.PIPE, env=hub.environment(place / "home", **PATIENCE | surroundings))))
-    return {name: outcome for cases, process in running for name, outcome in zip(cases, json.loads(process.communicate(timeout=280)[0]))}
+        arguments = [[*local, *asked, "--output-dir", str(place / f"run{i}")]
+                     for i, (asked, _) in enumerate(cases.values())]
+        running.append((cases, subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(place), str(LIMIT), json.dumps(arguments)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            env=hub.environment(place / "home", **PATIENCE | surroundings))))
+    return {name: outcome for cases, process in running
+            for name, outcome in zip(cases, json.loads(process.communicate(timeout=280)[0]))}
 
 
 @pytest.mark.parametrize("case", [*ONLINE, *OFFLINE, *UNREACHABLE])
 def test_a_failure_is_one_line_that_says_what_to_do(outcomes, case):
     (asked, pattern), outcome = (ONLINE | OFFLINE | UNREACHABLE)[case], outcomes[case]
     assert outcome["code"] == 1, outcome
-    assert outcome["error"].startswith("main.py: error: ") and outcome["error"].count("\n") == 1, outcome
+    assert outcome["error"].startswith("main.py: error: "), outcome
+    assert outcome["error"].count("\n") == 1, outcome
     assert asked[1] in outcome["error"] and re.search(pattern, outcome["error"]), outcome
 
 
@@ -134,18 +159,26 @@ import json
 import main
 found = []
 for revision in (None, "v1"):
-    tokenizer, model = main.load_tokenizer("someone/tiny", revision), main.load_model("someone/tiny", main.torch.float32, revision, quantize=False)
-    rows = {name: main.find_data("someone/messages", name, revision)["train"]["text"][:] for name in ("plain", "other")}
-    found.append([len(tokenizer), model.config.hidden_size, model.get_input_embeddings().weight.double().sum().item(), rows])
+    tokenizer = main.load_tokenizer("someone/tiny", revision)
+    model = main.load_model("someone/tiny", main.torch.float32, revision, quantize=False)
+    texts = {}
+    for name in ("plain", "other"):
+        splits = main.load_splits("someone/messages", config=name, revision=revision)
+        texts[name] = sorted(text for split in splits.values() for text in split["text"])
+    weight = model.get_input_embeddings().weight.double().sum().item()
+    found.append([len(tokenizer), model.config.hidden_size, weight, texts])
 print(json.dumps(found))
 """
 
 
 def test_models_and_data_load_from_the_hub(hub, folders, tokenizer, tmp_path):
-    done = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, env=hub.environment(tmp_path), text=True, capture_output=True,
-                          timeout=280)
+    done = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, env=hub.environment(tmp_path),
+                          text=True, capture_output=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    for revision, (tokens, width, weight, rows) in zip(("main", "v1"), json.loads(done.stdout)):
-        stored = load_file(f"{folders['model'][revision]}/model.safetensors")["model.embed_tokens.weight"]
-        assert (tokens, width) == (len(tokenizer), 64) and weight == pytest.approx(stored.double().sum().item())
-        assert rows == {name: [f"{name} text {i} of {revision}" for i in range(40)] for name in ("plain", "other")}
+    found = json.loads(done.stdout.splitlines()[-1])
+    for revision, (tokens, width, weight, texts) in zip(("main", "v1"), found, strict=True):
+        stored = load_file(f"{folders['model'][revision]}/model.safetensors")
+        whole = stored["model.embed_tokens.weight"].double().sum().item()
+        assert (tokens, width) == (len(tokenizer), 64) and weight == pytest.approx(whole)
+        assert texts == {name: sorted(f"{name} text {i} of {revision}" for i in range(40))
+                         for name in ("plain", "other")}

@@ -1,6 +1,5 @@
-"""A run that is cut off goes on as if nothing had happened; what goes wrong costs one line and destroys nothing."""
+"""A run that is cut off goes on as if nothing had happened; trouble costs one line, no results."""
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -15,124 +14,221 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_rows
+from sklearn.metrics import log_loss
 
+import keeping
 import main
 
-forks = multiprocessing.get_context("forkserver")  # children start with everything imported, and no threads
+forks = multiprocessing.get_context("forkserver")  # children have everything imported already
 forks.set_forkserver_preload(["main"])
-
-
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory, random_llama):
-    """The command line of a short run: 24 messages, 12 steps, a checkpoint at every second one."""
-    data = tmp_path_factory.mktemp("data")
-    for split, size in (("train", 24), ("validation", 8), ("test", 12)):
-        with (data / f"{split}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["text", "label"]] + [[f"{split} message {i} about {'my bill' if i % 2 else 'a visit'}", "ab"[i % 2]] for i in range(size)])
-    return ["--model", random_llama, "--data", str(data), "--epochs", "4", "--rank", "4", "--checkpoint-steps", "2", "--learning-rate", "0.001"]
 
 
 def adapter(folder):
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, arguments):
-    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    assert main.main([*arguments, "--output-dir", str(folder)]) == 0
-    assert not list(folder.glob("checkpoint-*"))
-    return folder
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
 
 
-def stopped_at(step, monkeypatch):
-    """Ctrl-C, once, right after the checkpoint at `step` is complete."""
-    mark = main.MarkComplete.on_save
-
-    def on_save(self, args, state, control, **rest):
-        mark(self, args, state, control, **rest)
-        if state.global_step == step:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(main.MarkComplete, "on_save", on_save)
+def losses(folder):
+    """The training log but for its last entry, which holds times."""
+    return [entry for entry in read_metrics(folder)["training_log"]
+            if "loss" in entry or "validation_loss" in entry]
 
 
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-100])
+def test_the_best_epoch_is_kept(finished, arguments):
+    """Training goes on to make validation worse: the adapter is an earlier one."""
+    metrics = read_metrics(finished)
+    epochs = keeping.validation_entries(metrics["training_log"])
+    assert [entry["step"] for entry in epochs] == [3, 6, 9, 12]
+    best = min(epochs, key=lambda entry: entry["validation_loss"])
+    assert metrics["best_epoch"] == best["epoch"] == 2
+    assert epochs[-1]["validation_loss"] > best["validation_loss"] + 0.1
+    classifier = main.load_classifier(finished)
+    classifier.temperature = 1
+    rows = read_rows(Path(arguments[3]) / "validation.csv")
+    probabilities = classifier.predict_proba([row["text"] for row in rows])
+    truth = [row["label"] for row in rows]
+    loss = log_loss(truth, probabilities, labels=classifier.labels)
+    assert loss == pytest.approx(best["validation_loss"], abs=1e-3)
+    right = [row["label"] == answer for row, answer in
+             zip(rows, main.likeliest(probabilities, classifier.labels))]
+    assert sum(right) / len(right) == best["validation_accuracy"]
+    assert not list(finished.glob("checkpoint-*")) and not list(finished.glob("best*"))
 
 
-@pytest.mark.parametrize("damage", [None, lambda c: cut_short(c / "optimizer.pt"), lambda c: (c / "rng_state.pth").unlink(),
-                                    lambda c: (c / "trainer_state.json").unlink(), lambda c: cut_short(c / "adapter_model.safetensors")])
-def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, arguments, uninterrupted, monkeypatch, capsys, damage):
+# Interruption
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def after_checkpoint(step):
+    """Ctrl-C right after a checkpoint is complete."""
+    def patch(monkeypatch):
+        mark = main.MarkComplete.on_save
+
+        def on_save(self, args, state, control, **rest):
+            mark(self, args, state, control, **rest)
+            if state.global_step == step:
+                interrupt()
+
+        monkeypatch.setattr(main.MarkComplete, "on_save", on_save)
+    return patch
+
+
+def after_step(step):
+    """Ctrl-C after a step, and after the validation that follows it, but before a checkpoint."""
+    def patch(monkeypatch):
+        monkeypatch.setattr(main.ShowProgress, "on_step_end", lambda self, args, state, *_, **__: (
+            interrupt() if state.global_step == step else None))
+    return patch
+
+
+def after_training(monkeypatch):
+    """Ctrl-C while results are written."""
+    monkeypatch.setattr(main, "write_report", interrupt)
+
+
+def cut_short(name):
+    """Damage: a file of the newest checkpoint lacks its end."""
+    def damage(folder):
+        path = folder / "checkpoint-6" / name
+        path.write_bytes(path.read_bytes()[:-100])
+    return damage
+
+
+def without(name):
+    """Damage: a file is missing."""
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize("stop, damage, start", [
+    (after_step(1), None, None),
+    (after_step(3), None, 2),  # an epoch's last step, which has no checkpoint
+    (after_checkpoint(6), None, 6),  # one that has
+    (after_training, None, 12),
+    (after_checkpoint(6), cut_short("adapter_model.safetensors"), 4),
+    (after_checkpoint(6), without("audit.json"), 6),
+])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, arguments, finished, monkeypatch, capsys,
+                                                stop, damage, start):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stopped_at(6, patch)
+        stop(patch)
         assert main.main([*arguments, "--output-dir", str(folder)]) == 130
-    assert f"main.py --resume {folder}" in capsys.readouterr().err and not (folder / "adapter_model.safetensors").exists()
+    assert f"main.py --resume {folder}" in capsys.readouterr().err
+    assert not (folder / "metrics.json").exists()
     if damage:
-        damage(folder / "checkpoint-6")
+        damage(folder)
     assert main.main(["--resume", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert ("checkpoint-6 is incomplete or damaged: skipped" in said) == bool(damage)
-    assert f"going on from {folder / ('checkpoint-4' if damage else 'checkpoint-6')}" in said
-    assert adapter(folder) == adapter(uninterrupted)
-    figures = [json.loads((f / "metrics.json").read_text())["systems"]["fine_tuned"] for f in (folder, uninterrupted)]
-    assert [f["log_loss"] for f in figures][0] == figures[1]["log_loss"]
-    assert main.main(["--resume", str(folder)]) == 1 and "finished" in capsys.readouterr().err
+    assert ("checkpoint-6 is incomplete or damaged: skipped" in said) == (start == 4)
+    assert f"resuming from {folder / f'checkpoint-{start}' if start else 'the beginning'}" in said
+    assert adapter(folder) == adapter(finished) and losses(folder) == losses(finished)
+    tuned = [read_metrics(run)["systems"]["fine_tuned"] for run in (folder, finished)]
+    assert tuned[0]["log_loss"] == tuned[1]["log_loss"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in finished.iterdir())
+
+
+def test_the_log_does_not_show_where_a_run_was_resumed(tmp_path, arguments, monkeypatch):
+    """Losses are logged at every second step, as in a run of a hundred; checkpoints at 3 and 6."""
+    training_settings = main.training_settings
+
+    def log_less(*details):
+        config = training_settings(*details)
+        config.logging_steps = 2
+        return config
+
+    monkeypatch.setattr(main, "training_settings", log_less)
+    argv = [*arguments, "--epochs", "2", "--checkpoint-steps", "3"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert main.main([*argv, "--output-dir", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        after_checkpoint(3)(patch)
+        assert main.main([*argv, "--output-dir", str(folder)]) == 130
+    assert main.main(["--resume", str(folder)]) == 0
+    assert losses(folder) == losses(whole)
+    assert [entry["step"] for entry in losses(whole) if "loss" in entry] == [2, 3, 4, 6]
+
+
+def test_a_finished_run_is_not_resumed_and_an_unfinished_one_not_used(tmp_path, arguments, finished,
+                                                                      monkeypatch, capsys):
+    assert main.main(["--resume", str(finished)]) == 1
+    assert "finished run: there is nothing to resume" in capsys.readouterr().err
+    folder = tmp_path / "run"
+    after_checkpoint(2)(monkeypatch)
+    assert main.main([*arguments, "--output-dir", str(folder)]) == 130
+    capsys.readouterr()
+    for rest in (["predict", "--texts", "a text"], ["merge", "--output", str(tmp_path / "new")]):
+        assert main.main([rest[0], "--run", str(folder), *rest[1:]]) == 1
+        error = capsys.readouterr().err.strip()
+        assert f"continue with main.py --resume {folder}" in error and "\n" not in error
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path, arguments, monkeypatch, capsys):
-    data = tmp_path / "data"
+    data, folder = tmp_path / "data", tmp_path / "run"
     shutil.copytree(arguments[3], data)
-    stopped_at(2, monkeypatch)
-    assert main.main([*arguments[:3], str(data), *arguments[4:], "--output-dir", str(tmp_path / "run")]) == 130
-    (data / "train.csv").write_text((data / "train.csv").read_text().replace("message 3", "letter 3"))
+    after_checkpoint(2)(monkeypatch)
+    argv = [*arguments, "--data", str(data)]
+    assert main.main([*argv, "--output-dir", str(folder)]) == 130
+    train = data / "train.csv"
+    train.write_text(train.read_text().replace("message 3", "letter 3"))
     capsys.readouterr()
-    assert main.main(["--resume", str(tmp_path / "run")]) == 1
+    assert main.main(["--resume", str(folder)]) == 1
     assert "not what it was" in capsys.readouterr().err
 
 
 def child(argv, log):
     """The program in a process of its own, its output in a file."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored, and that is inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.exit(main.main(argv))
 
 
-def start(argv, log):
+def start_child(argv, log):
     process = forks.Process(target=child, args=(argv, str(log)))
     process.start()
     return process
 
 
+def wait_for(found, process, seconds=120):
+    """Until found() is true or the process ends."""
+    deadline = time.monotonic() + seconds
+    while not found() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_is_clean_and_says_how_to_go_on(tmp_path, arguments, sent, code):
     folder, log = tmp_path / "run", tmp_path / "log"
-    process = start([*arguments, "--epochs", "400", "--output-dir", str(folder)], log)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoint-*/complete.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    argv = [*arguments, "--epochs", "400"]
+    process = start_child([*argv, "--output-dir", str(folder)], log)
+    wait_for(lambda: list(folder.glob("checkpoint-*/complete.json")), process)
     os.kill(process.pid, sent)
     process.join(60)
     assert process.exitcode == code, log.read_text()
-    assert log.read_text().rstrip().endswith(f"main.py --resume {folder}") and "Traceback" not in log.read_text()
+    assert log.read_text().rstrip().endswith(f"main.py --resume {folder}")
+    assert "Traceback" not in log.read_text()
 
 
-def test_a_killed_run_goes_on(tmp_path, arguments, uninterrupted):
+def test_a_killed_run_goes_on(tmp_path, arguments, finished):
     """SIGKILL at random moments, saving included; KILLS=50 kills fifty times."""
-    kills, rounds, draw = int(os.environ.get("KILLS", 4)), 0, random.Random(0)
-    killed = 0
+    kills, killed, rounds, draw = int(os.environ.get("KILLS", 4)), 0, 0, random.Random(0)
     while killed < kills:
         rounds += 1
         folder, log = tmp_path / f"run{rounds}", tmp_path / f"log{rounds}"
         argv = [*arguments, "--output-dir", str(folder)]
         while True:
-            process = start(argv, log)
-            wait = time.monotonic() + 60
-            while not (folder / "settings.json").exists() and process.is_alive() and time.monotonic() < wait:
-                time.sleep(0.01)
+            process = start_child(argv, log)
+            wait_for((folder / "audit.json").exists, process)
             process.join(draw.uniform(0.2, 3.0) if killed < kills else 300)
             if process.exitcode is not None:
                 break
@@ -141,30 +237,70 @@ def test_a_killed_run_goes_on(tmp_path, arguments, uninterrupted):
             killed += 1
             if (folder / "metrics.json").exists():  # killed, but not before it was finished
                 break
-            argv = ["--resume", str(folder)] if (folder / "settings.json").exists() else argv
+            argv = ["--resume", str(folder)]
         assert (folder / "metrics.json").exists(), log.read_text()
-        assert adapter(folder) == adapter(uninterrupted), log.read_text()
+        assert adapter(folder) == adapter(finished), log.read_text()
+        assert losses(folder) == losses(finished)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_at_once(tmp_path, arguments, capsys):
+def test_of_two_runs_into_one_folder_one_is_refused(tmp_path, arguments, finished):
+    folder, logs = tmp_path / "run", [tmp_path / "log1", tmp_path / "log2"]
+    both = [start_child([*arguments, "--output-dir", str(folder)], log) for log in logs]
+    for process in both:
+        process.join(120)
+    assert sorted(process.exitcode for process in both) == [0, 1]
+    [refused] = [log for process, log in zip(both, logs) if process.exitcode]
+    line = refused.read_text().strip()
+    assert "choose a new --output-dir" in line and "\n" not in line
+    assert adapter(folder) == adapter(finished)
+
+
+def test_a_claimed_folder_is_not_taken(tmp_path, monkeypatch):
+    """Two runs that both saw an empty folder: only one can claim it."""
+    folder = main.make_run_folder(str(tmp_path / "run"))
+    assert (folder / "settings.json").exists()
+    monkeypatch.setattr(keeping.Path, "iterdir", lambda self: iter([]))
+    with pytest.raises(main.InputError, match="another run starts in"):
+        main.make_run_folder(str(folder))
+
+
+# Trouble
+
+
+@pytest.mark.parametrize("batch", [8, 12, 24])
+def test_a_loss_that_is_no_number_stops_the_run_at_once(tmp_path, arguments, capsys, batch):
+    """In the midst of an epoch, at its end, or at the first step that changes anything."""
     folder = tmp_path / "run"
-    argv = [*arguments[:-1], "1e30", "--output-dir", str(folder)]
-    assert main.main(argv) == 1
+    argv = [*arguments, "--learning-rate", "1e30"]
+    assert main.main([*argv, "--batch-size", str(batch), "--output-dir", str(folder)]) == 1
     error = capsys.readouterr().err.strip()
     assert "lower --learning-rate" in error and "\n" not in error
     step = int(error.split("step ")[1].split(":")[0])
     assert step <= 3 and not (folder / "adapter_model.safetensors").exists()
-    assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{s}" for s in range(2, step, 2)]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_want_of_memory_says_what_to_lower(tmp_path, arguments, capsys, monkeypatch, error):
-    def train(*_):
+ERRORS = [torch.OutOfMemoryError("CUDA out of memory"),
+          RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["gpu", "cpu", "python"])
+@pytest.mark.parametrize("command, function", [
+    ("run", "load_model"), ("run", "score_labels"), ("run", "train"),
+    ("predict", "load_model"), ("predict", "score_labels"), ("merge", "merge_adapter")])
+def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys, monkeypatch,
+                                           command, function, error):
+    def fail(*_, **__):
         raise error
-    monkeypatch.setattr(main, "train", train)
-    assert main.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 1
+
+    monkeypatch.setattr(main, function, fail)
+    argv = {"run": [*arguments, "--output-dir", str(tmp_path / "run")],
+            "predict": ["predict", "--run", str(finished), "--texts", "a text"],
+            "merge": ["merge", "--run", str(finished), "--output", str(tmp_path / "merged")]}
+    assert main.main(argv[command]) == 1
     said = capsys.readouterr()
-    assert "lower --pass-tokens" in said.err and said.err.count("\n") == 1 and "memory to train: about 0.0" in said.out
+    assert said.err.startswith("main.py: error: out of memory: lower ")
+    assert said.err.count("\n") == 1 and "--model" not in said.err
+    assert function != "train" or "memory to train: about 0.0" in said.out
 
 
 @pytest.fixture
@@ -172,7 +308,8 @@ def small_disk(tmp_path):
     """A file system of two megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a file system can only be mounted by root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -182,36 +319,45 @@ def test_a_full_disk_costs_one_line(small_disk, arguments, capsys, monkeypatch):
     assert main.main([*arguments, "--output-dir", str(small_disk / "first")]) == 1
     assert "make room" in capsys.readouterr().err  # seen before training
     monkeypatch.setattr(main, "check_space", lambda folder, trainable: None)
-    older = small_disk / "older.txt"
+    older, folder = small_disk / "older.txt", small_disk / "second"
     older.write_text("kept")
-    assert main.main([*arguments, "--rank", "64", "--output-dir", str(small_disk / "second")]) == 1
+    argv = [*arguments, "--rank", "64"]
+    assert main.main([*argv, "--output-dir", str(folder)]) == 1
     error = capsys.readouterr().err.strip()
-    assert "the disk is full" in error and "\n" not in error and older.read_text() == "kept"
+    assert f"the disk is full: make room, then main.py --resume {folder}" in error
+    assert "\n" not in error and older.read_text() == "kept"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, arguments, capsys):
     (tmp_path / "file").write_text("kept")
     assert main.main([*arguments, "--output-dir", str(tmp_path / "file" / "run")]) == 1
-    assert "cannot write to" in capsys.readouterr().err and (tmp_path / "file").read_text() == "kept"
+    assert "cannot write to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path, arguments, capsys):
-    assert main.main([*arguments, "--label-column", "team", "--output-dir", str(tmp_path / "run")]) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_two_processes_give_what_one_gives(tmp_path, arguments, uninterrupted):
-    """torchrun with two gloo processes: the same losses, the same probabilities row by row."""
     folder = tmp_path / "run"
-    done = subprocess.run([str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", str(ROOT / "main.py"), *arguments,
-                           "--output-dir", str(folder)], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    argv = [*arguments, "--label-column", "team", "--output-dir", str(folder)]
+    assert main.main(argv) == 1 and not folder.exists()
+
+
+# Several processes
+
+
+def test_two_processes_give_what_one_gives(tmp_path, arguments, finished):
+    """torchrun with two processes: the same losses, the same probabilities row by row."""
+    folder, torchrun = tmp_path / "run", Path(sys.executable).parent / "torchrun"
+    done = subprocess.run(
+        [torchrun, "--nproc-per-node", "2", ROOT / "main.py", *arguments, "--output-dir", folder],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Fine-tuning ") == 1
-    logs, rows = [], []
-    for run in (folder, uninterrupted):
-        logs.append([entry["loss"] for entry in json.loads((run / "metrics.json").read_text())["training_log"] if "loss" in entry])
-        with (run / "predictions.csv").open(newline="") as file:
-            rows.append(list(csv.DictReader(file)))
-    assert len(logs[0]) == 12 and max(abs(a - b) for a, b in zip(*logs, strict=True)) < 1e-3
-    for ours, theirs in zip(*rows, strict=True):
-        assert ours["text"] == theirs["text"] and abs(float(ours["p_a"]) - float(theirs["p_a"])) < 1e-3
+    assert done.stdout.count("Fine-tuning ") == done.stdout.count("epoch 4 of 4") == 1
+    ours, theirs = losses(folder), losses(finished)
+    assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
+    for name in ("loss", "validation_loss"):
+        pairs = [(a[name], b[name]) for a, b in zip(ours, theirs) if name in a]
+        assert len(pairs) in (4, 12) and max(abs(a - b) for a, b in pairs) < 1e-3
+    kept = [read_rows(run / "predictions.csv") for run in (folder, finished)]
+    for row, other in zip(*kept, strict=True):
+        assert row["text"] == other["text"]
+        assert abs(float(row["p_a"]) - float(other["p_a"])) < 1e-3
