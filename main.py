@@ -177,7 +177,7 @@ class Classifier:
     prompt: Prompt
     temperature: float = 1.0
     pass_tokens: int = default_pass_tokens()
-    base: str = ""  # a digest of the files of the base model
+    base: str | None = None  # a digest of the base model's files, where it is known
 
     @property
     def labels(self) -> list[str]:

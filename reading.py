@@ -163,8 +163,11 @@ def strings(table: Table,
 
 
 def require_column(table: Table, column: str, option_name: str) -> None:
-    """Raise InputError unless there is exactly one such column."""
+    """Raise InputError unless there is exactly one such column, of a name that can be written."""
     count = table.columns.count(column)
+    if LONE_SURROGATE.search(column):
+        raise InputError(f"{table.name} has half a character (a lone surrogate) in the name of "
+                         f"column {column!r}: rename it")
     if count > 1:
         raise InputError(f"{table.name} has {count} columns called {column!r}: rename all but one")
     if count:
@@ -648,15 +651,15 @@ HUB_REMEDIES = {  # by the name of the exception; the first that fits
 }
 
 
-def cache_at_fault(chain: list[BaseException]) -> Path | None:
-    """The cache that could not be written, if that is among the causes."""
+def cache_at_fault(chain: list[BaseException]) -> str | None:
+    """The cache that could not be written and why, if that is among the causes."""
     for place in (constants.HF_HOME, constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE):
         for cause in chain:
             if isinstance(cause, OSError) and isinstance(cause.filename, str | Path):
                 cache, tried = Path(place), Path(cause.filename)
                 missing = isinstance(cause, FileNotFoundError) and cache.exists()
                 if not missing and (cache.is_relative_to(tried) or tried.is_relative_to(cache)):
-                    return cache
+                    return f"{cache} ({cause.strerror})"
     return None
 
 
@@ -668,8 +671,8 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     chain = causes(error)
     kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]
     if cache := cache_at_fault(chain):
-        return InputError(f"cannot write to {cache}, where downloads are kept "
-                          f"({one_line(chain[-1])}): set HF_HOME to a folder that can be written")
+        return InputError(f"downloads cannot be kept in {cache}: set HF_HOME to a folder that can "
+                          "be written")
     known = next((remedy for kind, remedy in HUB_REMEDIES.items() if kind in kinds), None)
     if known:
         revision = "revision" if option_name == "model" else "data-revision"

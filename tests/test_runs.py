@@ -26,6 +26,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
 def refuse(capsys, *arguments):
     """Run the program, which refuses; what it says in one line."""
+    capsys.readouterr()
     assert main.main([str(argument) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("main.py: error: ") and error.count("\n") == 1, error
@@ -219,7 +220,9 @@ sys.path.insert(0, "tests")
 from hub import Hub
 first, second, data, place = sys.argv[1:]
 with Hub(models={"someone/tiny": {"main": first}}) as hub:
-    os.environ.update(hub.environment(place + "/home"))
+    surroundings = hub.environment(place + "/home")
+    os.environ.clear()
+    os.environ.update(surroundings)
     import main
     codes = [main.main(["--model", "someone/tiny", "--data", data, "--epochs", "1", "--rank", "4",
                         "--output-dir", place + "/run"])]
@@ -510,7 +513,9 @@ from hub import Hub
 model, data, place = sys.argv[1:]
 models, datasets = {"someone/tiny": {"main": model}}, {"someone/data": {"main": data}}
 with Hub(models, datasets) as hub:
-    os.environ.update(hub.environment("/dev/null/none"))
+    surroundings = hub.environment("/dev/null/none")
+    os.environ.clear()
+    os.environ.update(surroundings)
     import main
     for asked in (["--model", "someone/tiny", "--data", data], ["--data", "someone/data"]):
         main.main([*asked, "--output-dir", place + "/run"])
