@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -38,11 +39,29 @@ def loading(what: str, name: str, revision: str | None = None) -> Iterator[None]
     except Exception as error:  # hub, file system and readers of weights share no exception
         if isinstance(error, InputError) or is_out_of_memory(error):
             raise
+        for path in sorted(Path(name).glob("*.json")):
+            if not is_json(path):
+                raise InputError(f"{path} is damaged: restore it") from error
         raise cannot_load(error, name, what) from error
 
 
+def is_json(path: Path) -> bool:
+    """Whether a file is whole, as far as that can be seen."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 def check_folder(folder: Path, what: str) -> None:
-    """Raise InputError for a run in place of a model, or for files that git-lfs has not fetched."""
+    """Raise InputError for a run in place of a model, and for files that are missing.
+
+    Those of a run's adapter, and those that git-lfs has not fetched.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if what == "run" and not (folder / name).exists():
+            raise InputError(f"{folder / name} is missing: restore it")
     if what == "model" and (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} is a run, an adapter beside its model: merge the two with "
                          f"main.py merge --run {folder} --output NEW, then give --model NEW")

@@ -257,11 +257,14 @@ def read_tested(folder: Path) -> list[str]:
     """The first test texts of a finished run. Raises InputError where they are lost."""
     path = folder / "predictions.csv"
     try:
-        if path.exists():
-            return read_table(path, "text")["text"][:200]
+        check_pointer(path)
+    except OSError as error:
+        raise InputError(f"{path} is missing, and merging is measured on its texts: restore it"
+                         ) from error
+    try:
+        return read_table(path, "text")["text"][:200]
     except InputError as error:
-        raise InputError(f"{path} is damaged ({error}): restore it") from error
-    raise InputError(f"{path} is missing: restore it, as merging is measured on its texts")
+        raise InputError(f"{path} is damaged: restore it") from error
 
 
 def new_output(output: str) -> Path:

@@ -389,8 +389,6 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
           f"because {why}", flush=True)
     model, settings, digest = load_base(settings)
-    with loading("model", settings.model, settings.revision):
-        tokenizer = load_tokenizer(settings.model, settings.revision or "main")
     rows = splits["train"]["label"][:]
     settings = replace(
         settings, instruction=settings.instruction or default_instruction(labels),
@@ -402,7 +400,9 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
           f"per class")
     print(f"learning rate: {settings.learning_rate:.2g}, because the model is "
           f"{model.config.get_text_config().hidden_size} wide")
-    prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
+    with loading("model", settings.model, settings.revision):
+        tokenizer = load_tokenizer(settings.model, settings.revision or "main")
+        prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
     check_prompt(prompt, settings)
     classifier = Classifier(model, tokenizer, prompt, 1.0, settings.pass_tokens, digest)
     try:

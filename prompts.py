@@ -73,7 +73,10 @@ def make_prompt(tokenizer, labels: list[str], instruction: str, max_length: int,
 
 
 def check_prompt(prompt: Prompt, settings: Settings) -> None:
-    """Raise InputError where there is no room for texts, or labels cannot be told apart."""
+    """Raise InputError where texts have no room, or labels cannot be told apart or ended."""
+    if any(None in completion for completion in prompt.completions.values()):
+        raise InputError(f"the tokenizer of {settings.model} has no token that ends an answer: "
+                         "restore its tokenizer_config.json, or choose another --model")
     if len(set(map(tuple, prompt.completions.values()))) < len(prompt.completions):
         raise InputError("two labels are the same to the tokenizer: rename one of "
                          + ", ".join(prompt.completions))

@@ -623,7 +623,8 @@ def hub_table(name: str, split: Dataset) -> Table:
 def causes(error: BaseException) -> list[BaseException]:
     """An exception and those it was raised from, the first cause last."""
     chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
+    while cause := chain[-1].__cause__ or (
+            None if chain[-1].__suppress_context__ else chain[-1].__context__):
         chain.append(cause)
     return chain
 

@@ -4,9 +4,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -113,22 +115,17 @@ def test_a_run_is_not_resumed_while_it_lives(tmp_path, arguments, monkeypatch, c
     assert capsys.readouterr().err.count(f"error: the run in {folder} still lives") == 2
 
 
-HOLD = """
-import pathlib, sys, time
-import keeping
-with keeping.alone_in(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
 def test_a_killed_process_lets_go_of_its_run(place, capsys):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, place / "run"], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == "held\n"
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        with keeping.alone_in(place / "run"):
+            os.write(writing, b"held")
+            time.sleep(60)
+        os._exit(1)
+    assert os.read(reading, 4) == b"held"
     assert "still lives" in refuse(capsys, "--resume", place / "run")
-    holder.kill()
-    holder.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     assert resumes("--resume", place / "run")
 
 
@@ -326,15 +323,23 @@ def test_a_damaged_run_costs_one_line(tmp_path, copied, capsys, name, damage):
     for command in uses(copied, tmp_path / "new"):
         error = refuse(capsys, *command)
         assert str(copied) in error and ("git lfs pull" in error) == (damage is point)
-        assert "--model" not in error and "--data" not in error
+        assert "--model" not in error and "--data" not in error and "the hub" not in error
+        assert name in error or damage in (Path.unlink, nonsense) or "safetensors" in name
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_chat_template_costs_one_line(tmp_path, random_llama, arguments, capsys):
+    shutil.copytree(random_llama, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages")
+    assert str(tmp_path / "base") in refuse(capsys, *arguments, "--model", tmp_path / "base",
+                                            "--output-dir", tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, empty, point])
 def test_lost_predictions_cost_one_line(tmp_path, copied, capsys, damage):
     damage(copied / "predictions.csv")
     error = refuse(capsys, *uses(copied, tmp_path / "new")[1])
-    assert f"{copied / 'predictions.csv'} is " in error and "--data" not in error
+    assert f"{copied / 'predictions.csv'} is " in error and "--" not in error
     assert not (tmp_path / "new").exists()
 
 
@@ -371,7 +376,8 @@ def test_a_checkpoint_is_worth_nothing_without_the_best_adapter(place, capsys, d
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json",
+                                  "tokenizer_config.json"])
 def test_a_damaged_base_model_costs_one_line(tmp_path, random_llama, arguments, capsys, name,
                                              damage):
     shutil.copytree(random_llama, tmp_path / "base")
@@ -380,6 +386,7 @@ def test_a_damaged_base_model_costs_one_line(tmp_path, random_llama, arguments, 
                    tmp_path / "run")
     assert str(tmp_path / "base") in error and not (tmp_path / "run").exists()
     assert ("git lfs pull" in error) == (damage is point)
+    assert name in error or damage in (Path.unlink, nonsense) or "safetensors" in name
 
 
 def test_a_model_stored_in_four_bits(tmp_path, random_llama, tokenizer, arguments, capsys,
@@ -463,29 +470,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(finished, cap
 # Surroundings
 
 
-def command(*arguments, **surroundings):
-    """The program at the command line: its process."""
-    environment = {name: value for name, value in os.environ.items() if name not in surroundings}
-    environment |= {name: value for name, value in surroundings.items() if value is not None}
-    return subprocess.Popen([sys.executable, ROOT / "main.py", *map(str, arguments)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-
-
-def test_a_reader_that_closes_the_pipe(finished):
-    """As `| head` does: nothing more is said."""
-    process = command("predict", "--run", finished, "--texts", "a text")
+def test_a_narrow_output_whose_reader_leaves_and_no_home(tmp_path, finished):
+    """As `| head -1` does at the command line: JSON comes, and then nothing more is said."""
+    write_rows(tmp_path / "a.csv", ["text", "long"], [["日本 🙂 é", "x" * 50_000]] * 8)
+    gone = {"HOME": "/dev/null/none", "PYTHONIOENCODING": "latin-1"}
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith(("HF_", "MPL", "XDG"))}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "predict", "--run", finished, "--data",
+         tmp_path / "a.csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kept | gone)
+    line = process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == b"" and process.wait() == 141
-
-
-def test_an_output_that_is_not_utf8_and_no_home(tmp_path, finished):
-    """Answers stay JSON; and where nothing can be kept for the next time, nothing is."""
-    process = command("predict", "--run", finished, "--texts", "日本 🙂 é",
-                      PYTHONIOENCODING="latin-1", HOME="/dev/null/none", HF_HOME=None,
-                      MPLCONFIGDIR=None)
-    out, error = process.communicate(timeout=200)
-    assert process.returncode == 0 and error == b""
-    assert json.loads(out.decode("ascii"))["text"] == "日本 🙂 é"
+    assert json.loads(line.decode("ascii"))["text"] == "日本 🙂 é"
+    assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
 def test_any_text_can_be_printed(monkeypatch):
@@ -528,7 +525,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, random_llama, argumen
     lines = done.stderr.splitlines()
     assert len(lines) == 2
     for line in lines:
-        assert "cannot write to /dev/null/none" in line and "HF_HOME" in line
+        assert "downloads cannot be kept in /dev/null/none" in line and "set HF_HOME" in line
 
 
 @pytest.mark.filterwarnings("error")

@@ -30,7 +30,7 @@ def load_maker() -> ModuleType:
 def smollm2() -> Path:
     """The folder of the real model. Where it is missing, CI fails and others skip."""
     if not load_maker().is_whole(DATA / "smollm2"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no data/smollm2: make model")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no data/smollm2: make setup")
     return DATA / "smollm2"
 
 
