@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
@@ -140,6 +141,31 @@ def quieten_libraries() -> None:
     datasets.disable_progress_bars()
     for name in ("is_gradient_checkpointing", "gradient_checkpointing"):  # peft and trl ask for it
         warnings.filterwarnings("ignore", f"`{name}` is deprecated")
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command of the program; returns its exit code.
+
+    0, or 1 for what the user can do something about, 130 and 143 when it was stopped, 141 when
+    nobody reads on.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    quieten_libraries()
+    try:
+        with borrowed_process():  # a notebook's kernel, perhaps
+            command()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        print(f"main.py: error: {line}", file=sys.stderr)
+        return 1
+    finally:
+        state.destroy_process_group()
+    return 0
 
 
 class Lines(tqdm):

@@ -6,6 +6,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import log_loss, precision_recall_fscore_support, recall_score
 
+
 def likeliest(probabilities: np.ndarray, labels: list[str]) -> list[str]:
     """The likeliest label of each row of (rows, labels)."""
     return [labels[i] for i in probabilities.argmax(1)]
@@ -14,14 +15,6 @@ def likeliest(probabilities: np.ndarray, labels: list[str]) -> list[str]:
 def is_right(truth: list[str], probabilities: np.ndarray, labels: list[str]) -> np.ndarray:
     """Whether the likeliest label of each row is the true one: (rows,), boolean."""
     return np.array(likeliest(probabilities, labels)) == np.array(truth)
-
-def compare(truth: list[str], a: np.ndarray, b: np.ndarray,
-            labels: list[str]) -> dict[str, float]:
-    """Exact McNemar test of two systems on the same rows, each probabilities (rows, labels)."""
-    right_a, right_b = (is_right(truth, probabilities, labels) for probabilities in (a, b))
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(p_value)}
 
 def calibration_bins(right: np.ndarray, confidence: np.ndarray,
                      bins: int = 15) -> list[tuple[float, float, int]]:
@@ -73,15 +66,11 @@ def compute_metrics(truth: list[str], runs: list[np.ndarray], labels: list[str],
                 "accuracy_high": interval.high, "seconds": seconds}
     return {name: float(value) for name, value in metrics.items()} | {"n": len(truth)}
 
-def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[str, float]]) -> str:
-    """What fine-tuning was worth, in a sentence; from p = 0.05 on two systems count as level."""
-    clauses, wins = [], False
-    for other, name in (("zero_shot", "the base model"), ("tfidf", "TF-IDF")):
-        points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
-        p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
-        wins = p_value < 0.05 and points > 0
-        verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
-        chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-        clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")
-    advice = "fine-tuning was worth it" if wins else "use TF-IDF"
-    return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here."
+
+def compare(truth: list[str], a: np.ndarray, b: np.ndarray,
+            labels: list[str]) -> dict[str, float]:
+    """Exact McNemar test of two systems on the same rows, each probabilities (rows, labels)."""
+    right_a, right_b = (is_right(truth, probabilities, labels) for probabilities in (a, b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(p_value)}

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.metrics import log_loss
 from transformers import TrainerCallback
 
+from edge import explain
 from judging import is_right
 from prompts import Prompt
 from reading import InputError, check_pointer, read_table
@@ -251,6 +252,37 @@ def find_again(settings: Settings, model: str | None = None, data: str | None = 
     model, data = model or now(settings.model), data or now(settings.data)
     revision = settings.revision if model == settings.model else None
     return replace(settings, model=model, data=data, revision=revision)
+
+
+@contextlib.contextmanager
+def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
+    """The settings and the locked folder of a new run, or of one that is resumed.
+
+    A run that is stopped says how to continue; one that never began leaves nothing behind. Raises
+    InputError for what the user can do something about.
+    """
+    resume = settings.resume is not None
+    if resume:
+        folder, data = Path(settings.resume), settings.data
+        settings = find_again(read_settings(folder, "--resume"), settings.model,
+                              data if data != Settings.data else None)
+    else:
+        folder = make_run_folder(settings.output_dir)
+    began = lambda: (folder / "audit.json").exists()
+    try:
+        with alone_in(folder):
+            if (folder / "metrics.json").exists():
+                raise InputError(f"{folder} holds a finished run: there is nothing to resume")
+            yield settings, folder
+    except BaseException as error:
+        if began() and isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
+            print(f"\nstopped: to continue, main.py --resume {folder}", file=sys.stderr)
+        if line := explain(error, folder):
+            raise InputError(line) from error
+        raise
+    finally:
+        if not resume and not began():
+            forget_run_folder(folder)
 
 
 def read_tested(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+
 def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantization, widened to `dtype` for each product (Dettmers et al., 2023)."""
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -22,13 +23,6 @@ def load_model(name: str, dtype: torch.dtype, revision: str = "main",
         **({"quantization_config": four_bits(dtype)} if quantize else {}))
     return keep_trainable(model).eval()
 
-def keep_trainable(model):
-    """On some CPUs scoring would replace 4-bit weights by a copy that no gradient passes."""
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
-    return model
-
 @torch.no_grad()
 def score_alone(model, prompt: list[int], completion: list[int]) -> float:
     """Log-probability of a completion after a prompt."""
@@ -44,3 +38,10 @@ def add_adapter(model, rank: int, seed: int):
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
                         task_type="CAUSAL_LM")
     return get_peft_model(model, config)
+
+def keep_trainable(model):
+    """On some CPUs scoring would replace 4-bit weights by a copy that no gradient passes."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+    return model

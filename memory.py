@@ -74,6 +74,28 @@ def memory_ledger(config, method: str, tokens: int, rank: int, number: int = 2,
             "optimizer": 12 * trained if method == "full" else 8 * trained, "activations": kept}
 
 
+PUBLISHED = {  # width, layers, heads, key-value heads, inner width, tied embeddings
+    "1B": (2048, 16, 32, 8, 8192, True), "3B": (3072, 28, 24, 8, 8192, True),
+    "8B": (4096, 32, 32, 8, 14336, False), "70B": (8192, 80, 64, 8, 28672, False)}
+
+
+def ledger_table(tokens: int, rank: int) -> list[list[str] | None]:
+    """The ledger of the published Llamas by each method, in GB, and the card that carries it."""
+    lines = [["Llama", "method", "weights", "adapter", "gradients", "optimizer", "activations",
+              "sum, GB", "fits on"], None]
+    for llama, (width, layers, heads, kv, inner, tied) in PUBLISHED.items():
+        config = transformers.LlamaConfig(
+            vocab_size=128256, hidden_size=width, num_hidden_layers=layers,
+            intermediate_size=inner, num_attention_heads=heads, num_key_value_heads=kv,
+            tie_word_embeddings=tied)
+        for method in ("full", "lora", "qlora"):
+            parts = [n / 1e9 for n in memory_ledger(config, method, tokens, rank).values()]
+            fits = [f"{size} GB" for size in (16, 24, 80) if sum(parts) < 0.9 * size][:1]
+            lines.append([llama, method, *(f"{part:.2f}" for part in parts), f"{sum(parts):.1f}",
+                          *(fits or ["none of them"])])
+    return lines
+
+
 def choose_checkpointing(expected: int) -> bool:
     """Whether to drop activations and compute them again: only where they do not fit."""
     return torch.cuda.is_available() and expected > 0.8 * torch.cuda.mem_get_info()[0]

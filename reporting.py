@@ -12,8 +12,7 @@ from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
 from baselines import Results
-from judging import (calibration_bins, compare, compute_metrics, coverage, is_right, likeliest,
-                     verdict)
+from judging import calibration_bins, compare, compute_metrics, coverage, is_right, likeliest
 from keeping import validation_entries, write_table
 from reading import shortened
 
@@ -29,6 +28,20 @@ def scoreboard(systems: dict[str, dict[str, float]]) -> str:
                      + "".join(f"{row[name]:>10.3f}" for name in names)
                      + f"{row['n']:>6}{row['seconds']:>8.0f} s")
     return "\n".join(lines)
+
+
+def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[str, float]]) -> str:
+    """What fine-tuning was worth, in a sentence; from p = 0.05 on two systems count as level."""
+    clauses, wins = [], False
+    for other, name in (("zero_shot", "the base model"), ("tfidf", "TF-IDF")):
+        points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
+        p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
+        wins = p_value < 0.05 and points > 0
+        verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
+        chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")
+    advice = "fine-tuning was worth it" if wins else "use TF-IDF"
+    return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here."
 
 
 def coverage_table(rows: list[dict[str, float]]) -> str:
@@ -52,11 +65,15 @@ def draw(size: tuple[float, float], path: Path):
 
 
 def draw_loss(log: list[dict[str, float]], path: Path) -> str:
-    """Draw the training loss per token and, per epoch, the validation log-loss per message."""
+    """Draw the losses of a trainer's log: of training, and of validation after each epoch.
+
+    Per token, but `validation_loss`, which the program computes, is log-loss per message.
+    """
     axes, write = draw((6, 3.2), path)
-    for name, mark in (("loss", "-"), ("validation_loss", "o-")):
-        points = [(entry["step"], entry[name]) for entry in log if name in entry]
-        axes.plot(*zip(*points), mark, label=name.replace("_", " ").replace("n loss", "n log-loss"))
+    for key, name in (("loss", "training loss"), ("eval_loss", "validation loss"),
+                      ("validation_loss", "validation log-loss")):
+        if points := [(entry["step"], entry[key]) for entry in log if key in entry]:
+            axes.plot(*zip(*points), "-" if key == "loss" else "o-", label=name)
     axes.legend()
     return write(xlabel="step", ylabel="nats", yscale="log")
 

@@ -34,9 +34,12 @@ from plain import as_conversation, ask, plain_trainer
 from sklearn.metrics import accuracy_score
 
 from baselines import few_shot
+from edge import quieten_libraries
 from keeping import read_settings, write_json
 from llama import load_model
+from models import load_classifier
 from reading import read_table
+from scoring import Classifier, grow_forest, pick_log_probs, run_decoder
 
 MESSAGES, ALL = ROOT / "data" / "patient-messages", 880  # its training rows
 SIZES = {"small": (4, 8), "full": (32, ALL)}  # texts to score, and most rows of a split
@@ -62,7 +65,7 @@ def timed(work, *given):
 
 
 @torch.no_grad()
-def score_pairs(classifier: main.Classifier, size: int, texts: list[str]) -> np.ndarray:
+def score_pairs(classifier: Classifier, size: int, texts: list[str]) -> np.ndarray:
     """As classifier.scores, by a sequence for each text and label, `size` of like length a pass."""
     prompt, model = classifier.prompt, classifier.model.eval()
     encoded = prompt.encode(classifier.tokenizer, texts)
@@ -74,11 +77,11 @@ def score_pairs(classifier: main.Classifier, size: int, texts: list[str]) -> np.
         rows = [prompt.before + encoded[i] + completions[j][:-1] for i, j in batch]
         wanted, longest = [completions[j] for _, j in batch], len(rows[-1])
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # none sees a 0
-        hidden = main.run_decoder(model, input_ids=padded, use_cache=False).last_hidden_state
+        hidden = run_decoder(model, input_ids=padded, use_cache=False).last_hidden_state
         sources = [n * longest + place for n, row in enumerate(rows)
                    for place in range(len(row) - len(wanted[n]), len(row))]
         targets = torch.tensor([token for ids in wanted for token in ids])
-        log_probs = main.pick_log_probs(hidden.flatten(0, 1), targets, head, torch.tensor(sources))
+        log_probs = pick_log_probs(hidden.flatten(0, 1), targets, head, torch.tensor(sources))
         scores[tuple(zip(*batch))] = [part.sum() for part in log_probs.split([*map(len, wanted)])]
     return scores
 
@@ -94,10 +97,10 @@ def no_label(answers: list[str], labels: list[str]) -> float:
     return np.mean([answer not in labels for answer in answers])
 
 
-def open_run(folder: Path) -> tuple[main.Classifier, main.Settings, list[str]]:
+def open_run(folder: Path) -> tuple[Classifier, main.Settings, list[str]]:
     """The classifier of a finished run, its settings, and its test texts in random order."""
     texts = read_table(folder / "predictions.csv", "text").shuffle(seed=0)["text"][:]
-    return main.load_classifier(folder), read_settings(folder, "--run8"), texts
+    return load_classifier(folder), read_settings(folder, "--run8"), texts
 
 
 def score(args: argparse.Namespace, run: int, labels: int, method: str,
@@ -128,7 +131,7 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
                       if method == "generate" else {})
 
 
-def what_matters(classifier: main.Classifier, texts: list[str],
+def what_matters(classifier: Classifier, texts: list[str],
                  eps: float = 1e-4) -> dict[str, float]:
     """Tokens per text with all labels, and without those that have at most `eps` of the mass.
 
@@ -147,7 +150,7 @@ def what_matters(classifier: main.Classifier, texts: list[str],
         order = bound.argsort()
         left = np.array(list(first))[order[bound[order].cumsum() <= eps * mass.sum()]]
         kept = [completion for completion in completions if completion[0] not in left]
-        tokens.append([len(main.grow_forest([ids + c[:-1] for c in some])[0])
+        tokens.append([len(grow_forest([ids + c[:-1] for c in some])[0])
                        for some in (completions, kept)])
     every, needed = np.mean(tokens, axis=0)
     return {"tokens_of_all": every, "tokens_that_matter": needed,
@@ -331,7 +334,7 @@ def bench(argv: list[str] | None = None) -> None:
                         default=ROOT / "outputs" / "bench.json")
     parser.add_argument("--fresh", action="store_true", help="forget what is in it")
     args = parser.parse_args(argv)
-    main.quieten_libraries()
+    quieten_libraries()
     args.texts, args.most = SIZES[args.size]
     args.folders = {8: args.run8 or args.output.parent / "bench-run8"}
     if args.run77 or args.banking.is_dir():

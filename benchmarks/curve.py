@@ -17,9 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import main
 from baselines import fit_tfidf
+from edge import quieten_libraries
+from judging import likeliest
 from keeping import write_json
 from llama import add_adapter, four_bits, keep_trainable, load_model
 from reading import split_off
+from scoring import Classifier
 
 
 HEAD_LEARNING_RATE = 1e-3  # the best on validation of 2e-4, 5e-4 and 1e-3, 32 messages
@@ -39,7 +42,7 @@ def train_words(name: str, splits: DatasetDict, seed: int, rank: int) -> list[st
     labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
     prompt = main.make_prompt(tokenizer, labels, main.default_instruction(labels), 512)
     model = add_adapter(load_model(name, main.choose_precision()[0]), rank, seed)
-    tuned, rows = main.Classifier(model, tokenizer, prompt), main.training_rows(
+    tuned, rows = Classifier(model, tokenizer, prompt), main.training_rows(
         splits["train"], tokenizer, prompt)
     with tempfile.TemporaryDirectory() as folder:
         main.train(tuned, rows, splits["validation"], plan(name, splits["train"], seed, rank),
@@ -75,7 +78,7 @@ def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         logits = trainer.predict(numbered["test"]).predictions
-    return main.likeliest(logits, labels)
+    return likeliest(logits, labels)
 
 
 def train_tfidf(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
@@ -134,6 +137,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "curve.json",
                         help="what is in it already is not measured again")
     args = parser.parse_args()
-    main.quieten_libraries()
+    quieten_libraries()
     measure(args.output, args.model, main.load_splits(args.data),
             choose_points(args.sizes, args.seeds))

@@ -5,17 +5,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-@torch.no_grad()
-def ask(model, tokenizer, texts: list[str], instruction: str, words: int = 20) -> list[str]:
-    """What the model writes in answer to each text, at most so many tokens, the likeliest each."""
-    chats = [[{"role": "user", "content": f"{instruction}\n\n{text}"}] for text in texts]
-    batch = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
-        tokenizer_kwargs={"padding_side": "left"}).to(model.device)
-    answers = model.eval().generate(**batch, max_new_tokens=words, do_sample=False)
-    start = batch["input_ids"].shape[1]
-    return [answer.strip() for answer in
-            tokenizer.batch_decode(answers[:, start:], skip_special_tokens=True)]
 
 def as_conversation(row: dict[str, str], instruction: str) -> dict[str, list[dict[str, str]]]:
     """A row in trl's conversational prompt-completion format."""
@@ -34,3 +23,15 @@ def plain_trainer(model, tokenizer, train: Dataset, validation: Dataset | None, 
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=validation,
                       processing_class=tokenizer, peft_config=adapter)
+
+@torch.no_grad()
+def ask(model, tokenizer, texts: list[str], instruction: str, words: int = 20) -> list[str]:
+    """What the model writes in answer to each text, at most so many tokens, the likeliest each."""
+    chats = [[{"role": "user", "content": f"{instruction}\n\n{text}"}] for text in texts]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+        tokenizer_kwargs={"padding_side": "left"}).to(model.device)
+    answers = model.eval().generate(**batch, max_new_tokens=words, do_sample=False)
+    start = batch["input_ids"].shape[1]
+    return [answer.strip() for answer in
+            tokenizer.batch_decode(answers[:, start:], skip_special_tokens=True)]

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import edge  # noqa: E402
 import main  # noqa: E402
 
 LABELS = ["appointments", "billing", "billing and insurance", "test results"]
@@ -19,7 +20,7 @@ TINY = ROOT / "tests" / "tiny-llama"
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
-    main.quieten_libraries()
+    edge.quieten_libraries()
     torch.set_num_threads(1)  # models this small are not faster on more
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import LABELS, ROOT, TINY, write_rows
 
 import main
+import scoring
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -89,7 +90,7 @@ def test_only_what_cannot_matter_is_left_out(tokenizer, prompt):
     visits, billing, insurance, results = (prompt.completions[name] for name in sorted(LABELS))
     likely = {billing[0]: 0.98, visits[0]: 6e-5, results[0]: 3e-5}
 
-    class Sure(main.Classifier):
+    class Sure(scoring.Classifier):
         def scores(self, texts):
             return np.log([[likely[c[0]] / (2 if c in (billing, insurance) else 1)
                             for c in self.prompt.completions.values()]] * len(texts))
@@ -100,7 +101,7 @@ def test_only_what_cannot_matter_is_left_out(tokenizer, prompt):
         return bench.what_matters(classifier, ["my knee"], eps)["tokens_that_matter"]
 
     [ids] = prompt.encode(tokenizer, ["my knee"])
-    tokens = lambda *kept: len(main.grow_forest([ids + c[:-1] for c in kept])[0])
+    tokens = lambda *kept: len(scoring.grow_forest([ids + c[:-1] for c in kept])[0])
     everything = tokens(*prompt.completions.values())
     assert count(0) == count(1e-5) == count(1e-4, temperature=1.5) == everything
     assert count(5e-5) == tokens(billing, insurance, visits) < everything

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from document import README, Block, blocks, demonstrations, project_files
 
-TANGLED = {"main.py", "llama.py", "judging.py", "benchmarks/plain.py"}
+TANGLED = {"main.py", "llama.py", "judging.py", "scoring.py", "benchmarks/plain.py"}
 needs_emacs = pytest.mark.skipif(shutil.which("emacs") is None and not os.environ.get("CI"),
                                  reason="Emacs is not installed")
 LINT = """(progn (require 'org-lint) (require 'ob-python)

@@ -160,7 +160,7 @@ import main
 found = []
 for revision in (None, "v1"):
     tokenizer = main.load_tokenizer("someone/tiny", revision)
-    model = main.load_model("someone/tiny", main.torch.float32, revision, quantize=False)
+    model = llama.load_model("someone/tiny", main.torch.float32, revision, quantize=False)
     texts = {}
     for name in ("plain", "other"):
         splits = main.load_splits("someone/messages", config=name, revision=revision)

@@ -17,8 +17,10 @@ import torch
 from conftest import ROOT, read_rows
 from sklearn.metrics import log_loss
 
+import judging
 import keeping
 import main
+import models
 
 forks = multiprocessing.get_context("forkserver")  # children have everything imported already
 forks.set_forkserver_preload(["main"])
@@ -46,7 +48,7 @@ def test_the_best_epoch_is_kept(finished, arguments):
     best = min(epochs, key=lambda entry: entry["validation_loss"])
     assert metrics["best_epoch"] == best["epoch"] == 2
     assert epochs[-1]["validation_loss"] > best["validation_loss"] + 0.1
-    classifier = main.load_classifier(finished)
+    classifier = models.load_classifier(finished)
     classifier.temperature = 1
     rows = read_rows(Path(arguments[3]) / "validation.csv")
     probabilities = classifier.predict_proba([row["text"] for row in rows])
@@ -54,7 +56,7 @@ def test_the_best_epoch_is_kept(finished, arguments):
     loss = log_loss(truth, probabilities, labels=classifier.labels)
     assert loss == pytest.approx(best["validation_loss"], abs=1e-3)
     right = [row["label"] == answer for row, answer in
-             zip(rows, main.likeliest(probabilities, classifier.labels))]
+             zip(rows, judging.likeliest(probabilities, classifier.labels))]
     assert sum(right) / len(right) == best["validation_accuracy"]
     assert not list(finished.glob("checkpoint-*")) and not list(finished.glob("best*"))
 
@@ -257,11 +259,11 @@ def test_of_two_runs_into_one_folder_one_is_refused(tmp_path, arguments, finishe
 
 def test_a_claimed_folder_is_not_taken(tmp_path, monkeypatch):
     """Two runs that both saw an empty folder: only one can claim it."""
-    folder = main.make_run_folder(str(tmp_path / "run"))
+    folder = keeping.make_run_folder(str(tmp_path / "run"))
     assert (folder / "settings.json").exists()
     monkeypatch.setattr(keeping.Path, "iterdir", lambda self: iter([]))
     with pytest.raises(main.InputError, match="another run starts in"):
-        main.make_run_folder(str(folder))
+        keeping.make_run_folder(str(folder))
 
 
 # Trouble

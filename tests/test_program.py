@@ -20,8 +20,12 @@ import baselines
 import edge
 import judging
 import keeping
+import llama
 import main
 import memory
+import models
+import reporting
+import scoring
 
 TEXTS = ["why was I charged twice", "ok", "",
          "can you move my visit to Tuesday, the bus does not run on Monday mornings",
@@ -36,7 +40,7 @@ def plain_model(folder):
 
 
 def adapted_model(folder):
-    return main.add_adapter(main.load_model(folder, torch.float32), 4, 0)
+    return main.add_adapter(llama.load_model(folder, torch.float32), 4, 0)
 
 
 def as_split(texts, label="appointments"):
@@ -84,7 +88,7 @@ def test_many_labels_are_not_listed_in_every_prompt(tokenizer):
 
 def one_by_one(model, encoded, prompt):
     """Scores (texts, labels) from one pass through the model for each text and label."""
-    return np.array([[main.score_alone(model, prompt.before + ids, completion)
+    return np.array([[llama.score_alone(model, prompt.before + ids, completion)
                       for completion in prompt.completions.values()] for ids in encoded])
 
 
@@ -100,8 +104,8 @@ def test_scores_are_those_of_one_pass_for_each_label(random_llama, tokenizer, ex
     wanted = one_by_one(model, encoded, prompt)
     assert np.abs(np.diff(wanted, axis=1)).min() > 1e-2  # else any answer would do
     for size in (1, 100, 512, 4096):
-        assert np.abs(main.score_labels(model, encoded, prompt, size) - wanted).max() < 1e-4
-        turned = main.score_labels(model, encoded[::-1], prompt, size)
+        assert np.abs(scoring.score_labels(model, encoded, prompt, size) - wanted).max() < 1e-4
+        turned = scoring.score_labels(model, encoded[::-1], prompt, size)
         assert np.abs(turned[::-1] - wanted).max() < 1e-4
 
 
@@ -118,7 +122,7 @@ def test_labels_beyond_a_pass_are_scored_in_groups(random_llama, tokenizer):
     labels = [f"{i} is the number of the team" for i in range(50)]
     prompt = main.make_prompt(tokenizer, labels, "Which team?", 256)
     counts = count_tokens(model)
-    scores = main.Classifier(model, tokenizer, prompt, pass_tokens=200).scores(TEXTS[:2])
+    scores = scoring.Classifier(model, tokenizer, prompt, pass_tokens=200).scores(TEXTS[:2])
     assert len(counts) > 3 and max(counts) <= 200
     wanted = one_by_one(model, prompt.encode(tokenizer, TEXTS[:2]), prompt)
     assert np.abs(scores - wanted).max() < 1e-4
@@ -130,7 +134,7 @@ def test_the_cost_grows_with_the_labels_not_with_labels_times_prompt(random_llam
     prompt = main.make_prompt(tokenizer, [f"label {i}" for i in range(77)], "Which?", 256)
     texts = [f"{TEXTS[3] * 4} {i}" for i in range(16)]
     encoded, counts = prompt.encode(tokenizer, texts), count_tokens(model)
-    main.Classifier(model, tokenizer, prompt, pass_tokens=512).scores(texts)
+    scoring.Classifier(model, tokenizer, prompt, pass_tokens=512).scores(texts)
     plain = sum(len(prompt.before + ids + completion)
                 for ids in encoded for completion in prompt.completions.values())
     assert sum(counts) * 10 < plain
@@ -138,12 +142,12 @@ def test_the_cost_grows_with_the_labels_not_with_labels_times_prompt(random_llam
 
 
 def test_scores_are_right_in_four_bits(tokenizer):
-    model = main.load_model(str(TINY), torch.float32)
+    model = llama.load_model(str(TINY), torch.float32)
     rows = read_rows(ROOT / "data" / "patient-messages" / "test.csv")
     labels = sorted({row["label"] for row in rows})
     prompt = main.make_prompt(tokenizer, labels, main.default_instruction(labels), 512)
     encoded = prompt.encode(tokenizer, [row["text"] for row in rows[:8]])
-    scores = main.score_labels(model, encoded, prompt, 512)
+    scores = scoring.score_labels(model, encoded, prompt, 512)
     wanted = one_by_one(model, encoded, prompt)
     assert np.abs(scores - wanted).max() < 2e-2 < np.abs(np.diff(wanted, axis=1)).min()
 
@@ -151,12 +155,12 @@ def test_scores_are_right_in_four_bits(tokenizer):
 def test_nothing_is_rounded_after_the_head(random_llama, prompt, tokenizer):
     """A model in bfloat16: log-probabilities are those of float32 arithmetic on its states."""
     model = plain_model(random_llama).bfloat16()
-    layout = main.lay_out([prompt.before + ids for ids in prompt.encode(tokenizer, TEXTS[:4])],
+    layout = scoring.lay_out([prompt.before + ids for ids in prompt.encode(tokenizer, TEXTS[:4])],
                           list(prompt.completions.values()))
     names = ("input_ids", "position_ids", "attention_mask")
     with torch.no_grad():
-        found = main.token_log_probs(model, **layout)
-        hidden = main.run_decoder(model, **{name: layout[name] for name in names},
+        found = scoring.token_log_probs(model, **layout)
+        hidden = scoring.run_decoder(model, **{name: layout[name] for name in names},
                                   use_cache=False).last_hidden_state[0]
     head = model.get_output_embeddings().weight
     assert hidden.dtype == head.dtype == torch.bfloat16 and found.dtype == torch.float32
@@ -173,15 +177,15 @@ def test_the_head_is_multiplied_a_piece_at_a_time(monkeypatch):
     sources = torch.tensor([5, 0, 5, 2, 2])
     wanted = (hidden @ head.T).log_softmax(-1)[sources, targets]
     for piece in (1, 17, 50, 1000):
-        monkeypatch.setattr(main, "HEAD_PIECE", piece)
-        assert torch.allclose(main.pick_log_probs(hidden, targets, head, sources), wanted)
+        monkeypatch.setattr(scoring, "HEAD_PIECE", piece)
+        assert torch.allclose(scoring.pick_log_probs(hidden, targets, head, sources), wanted)
 
 
 def test_the_adapter_computes_in_the_number_format_of_the_weights(random_llama, tokenizer,
                                                                   prompt):
     """Its own weights are in float32: without autocast it would be slow on a GPU."""
-    model = main.add_adapter(main.load_model(random_llama, torch.bfloat16, quantize=False), 4, 0)
-    classifier, seen = main.Classifier(model.float(), tokenizer, prompt), []
+    model = main.add_adapter(llama.load_model(random_llama, torch.bfloat16, quantize=False), 4, 0)
+    classifier, seen = scoring.Classifier(model.float(), tokenizer, prompt), []
     for name, parameter in model.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.bfloat16()
@@ -193,13 +197,13 @@ def test_the_adapter_computes_in_the_number_format_of_the_weights(random_llama, 
 
 
 def see_everything(monkeypatch, model):
-    lay_out = main.lay_out
+    lay_out = scoring.lay_out
 
     def without_mask(*arguments):
         layout = lay_out(*arguments)
         return layout | {"attention_mask": torch.ones_like(layout["attention_mask"])}
 
-    monkeypatch.setattr(main, "lay_out", without_mask)
+    monkeypatch.setattr(scoring, "lay_out", without_mask)
 
 
 def add_the_mask_as_numbers(monkeypatch, model):
@@ -207,8 +211,8 @@ def add_the_mask_as_numbers(monkeypatch, model):
 
 
 def forget_positions(monkeypatch, model):
-    lay_out = main.lay_out
-    monkeypatch.setattr(main, "lay_out", lambda *arguments: (
+    lay_out = scoring.lay_out
+    monkeypatch.setattr(scoring, "lay_out", lambda *arguments: (
         layout := lay_out(*arguments)) | {"position_ids": layout["position_ids"] * 0})
 
 
@@ -216,18 +220,18 @@ def forget_positions(monkeypatch, model):
 def test_a_model_that_ignores_the_layout_is_refused(random_llama, tokenizer, prompt, monkeypatch,
                                                     damage):
     model = plain_model(random_llama)
-    classifier = main.Classifier(model, tokenizer, prompt)
-    main.check_scoring(classifier)
+    classifier = scoring.Classifier(model, tokenizer, prompt)
+    models.check_scoring(classifier)
     damage(monkeypatch, model)
     with pytest.raises(ValueError, match="a llama model cannot score labels in one pass"):
-        main.check_scoring(classifier)
+        models.check_scoring(classifier)
 
 
 def test_other_errors_are_not_blamed_on_the_model(arguments, monkeypatch, tmp_path):
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(main, "score_labels", fail)
+    monkeypatch.setattr(scoring, "score_labels", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         main.main([*arguments, "--output-dir", str(tmp_path / "run")])
 
@@ -246,7 +250,7 @@ def test_few_shot_examples_are_balanced_short_and_fit(random_llama, tokenizer, p
     assert sorted({label for _, label in drawn[0][4:8]}) == sorted(LABELS)
     assert max(len(text) for text, label in drawn[0] if label == "billing") < 70  # the median
 
-    classifier = main.Classifier(model, tokenizer, prompt)
+    classifier = scoring.Classifier(model, tokenizer, prompt)
     shown = baselines.few_shot(split, classifier, ASK, 0, room=300)
     longer = baselines.few_shot(split, classifier, ASK, 0).prompt
     assert 200 < len(shown.prompt.before) <= 300 and 400 < len(longer.before) <= 1024 // 2
@@ -259,7 +263,7 @@ def test_few_shot_examples_are_balanced_short_and_fit(random_llama, tokenizer, p
 
 
 def test_each_third_of_the_rows_is_asked_with_other_examples(random_llama, tokenizer, prompt):
-    classifier = main.Classifier(plain_model(random_llama), tokenizer, prompt)
+    classifier = scoring.Classifier(plain_model(random_llama), tokenizer, prompt)
     splits = {"train": messages(40), "test": as_split(TEXTS)}
     results = baselines.judge_base_model(splits, classifier, ASK)
     assert list(results) == ["zero_shot", "few_shot"]
@@ -300,7 +304,7 @@ def test_rows_of_a_batch_that_begin_alike_share_what_is_alike(tokenizer, prompt)
 
 def our_log(random_llama, tokenizer, prompt, rows, settings, folder):
     """The losses of training by the program."""
-    classifier = main.Classifier(adapted_model(random_llama), tokenizer, prompt,
+    classifier = scoring.Classifier(adapted_model(random_llama), tokenizer, prompt,
                                  pass_tokens=settings.pass_tokens)
     log = main.train(classifier, rows, as_split(TEXTS[:2], "billing"), settings, folder)
     return [entry["loss"] for entry in log if "loss" in entry]
@@ -338,7 +342,7 @@ def test_the_loss_is_what_the_scorer_computes(random_llama, tokenizer, prompt, t
     settings = main.Settings(epochs=1, max_length=128, learning_rate=1e-3, pass_tokens=2048,
                              batch_size=4)
     [loss] = our_log(random_llama, tokenizer, prompt, rows, settings, tmp_path)
-    classifier = main.Classifier(adapted_model(random_llama), tokenizer, prompt)
+    classifier = scoring.Classifier(adapted_model(random_llama), tokenizer, prompt)
     scores = classifier.scores(TEXTS[:4])[:, LABELS.index("appointments")]
     assert loss == pytest.approx(-scores.mean() / len(prompt.completions["appointments"]),
                                  abs=1e-4)
@@ -352,7 +356,7 @@ def test_scoring_before_training_does_not_change_training(random_llama, tokenize
         model = adapted_model(random_llama)
         assert not any(getattr(module, "support_avx512bf16_for_cpu", False)
                        for module in model.modules())  # wherever this test runs
-        classifier = main.Classifier(model, tokenizer, prompt)
+        classifier = scoring.Classifier(model, tokenizer, prompt)
         if score_first:
             classifier.scores(TEXTS)
         settings = main.Settings(batch_size=4, max_length=128, epochs=1, learning_rate=1e-3)
@@ -365,7 +369,7 @@ def test_scoring_before_training_does_not_change_training(random_llama, tokenize
 
 
 @pytest.mark.parametrize("rows, classes, epochs", [
-    (880, 8, 1), (1540, 77, 5), (32, 8, main.MOST_EPOCHS), (10**6, 2, 1)])
+    (880, 8, 1), (1540, 77, 5), (1000, 16, 2), (32, 8, main.MOST_EPOCHS), (10**6, 2, 1)])
 def test_each_class_is_seen_about_a_hundred_times(rows, classes, epochs):
     assert main.default_epochs([str(i % classes) for i in range(rows)]) == epochs
 
@@ -485,7 +489,7 @@ def test_the_verdict_follows_from_the_test(tuned, other, words):
     baseline = {"accuracy": (other + 4) / 40}
     systems = {"fine_tuned": {"accuracy": (tuned + 4) / 40}, "tfidf": baseline,
                "zero_shot": baseline}
-    sentence = judging.verdict(systems, {"fine_tuned_vs_tfidf": comparison,
+    sentence = reporting.verdict(systems, {"fine_tuned_vs_tfidf": comparison,
                                          "fine_tuned_vs_zero_shot": comparison})
     assert words in sentence
     assert ("worth it" in sentence) == (tuned == 18)
@@ -529,7 +533,7 @@ def test_bars_are_for_terminals_that_can_move_their_cursor(monkeypatch, capsys, 
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", terminal)
-    bar = main.progress(5, "scoring")
+    bar = scoring.progress(5, "scoring")
     bar.update(3)
     bar.refresh()
     bar.close()
@@ -678,7 +682,7 @@ def test_balancing_helps_a_rare_class(tmp_path, capsys):
 
 def test_the_instruction_is_kept_and_used(finished):
     assert json.loads((finished / "settings.json").read_text())["instruction"] == INSTRUCTION
-    classifier = main.load_classifier(finished)
+    classifier = models.load_classifier(finished)
     asked = INSTRUCTION.replace("{labels}", "a, b")
     assert f"{asked}\n\n" in classifier.tokenizer.decode(classifier.prompt.before)
     assert asked in (finished / "README.md").read_text()
@@ -719,7 +723,7 @@ def test_predict_overwrites_neither_files_nor_columns(finished, tmp_path, capsys
     def score_labels(*_):
         raise AssertionError("work before a refusal")
 
-    monkeypatch.setattr(main, "score_labels", score_labels)
+    monkeypatch.setattr(scoring, "score_labels", score_labels)
     older = tmp_path / "older.csv"
     older.write_text("kept")
     ask = ["predict", "--run", str(finished), "--output"]

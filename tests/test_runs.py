@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import keeping
+import llama
 import main
 import reporting
 
@@ -393,7 +394,7 @@ def test_a_model_stored_in_four_bits(tmp_path, random_llama, tokenizer, argument
                                      recwarn):
     """It is trained as it is, used and merged, but not taken for one in full precision."""
     base, run, merged = tmp_path / "base", tmp_path / "run", tmp_path / "merged"
-    main.load_model(random_llama, torch.bfloat16).save_pretrained(base)
+    llama.load_model(random_llama, torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)
     argv = [*arguments, "--model", base, "--epochs", "1", "--output-dir", run]
     assert "leave out --no-quantize" in refuse(capsys, *argv, "--no-quantize")
@@ -483,6 +484,16 @@ def test_a_narrow_output_whose_reader_leaves_and_no_home(tmp_path, finished):
     process.stdout.close()
     assert json.loads(line.decode("ascii"))["text"] == "日本 🙂 é"
     assert process.stderr.read() == b"" and process.wait(60) == 141
+
+
+def test_a_reader_that_left_before_the_first_line(monkeypatch, capsys):
+    """Little is said, and it would only be written when the process ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(main, "predict", lambda settings: print("an answer"))
+        assert main.main(["predict", "--run", "r", "--texts", "a"]) == 141
 
 
 def test_any_text_can_be_printed(monkeypatch):
