@@ -31,10 +31,11 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
 
 
 ODDITIES = {
-    "empty": "are empty: they can only be guessed",
-    "repeated": "occur more than once in their split",
-    "garbled": "look as if read in a wrong encoding: save the file as UTF-8",
-    "shortened": "are too long and lose their end: raise --max-length if the model allows it"}
+    "empty": "empty texts: {:,} (they can only be guessed)",
+    "repeated": "texts that repeat another of their split: {:,}",
+    "garbled": "texts that look as if read in a wrong encoding: {:,} (save the file as UTF-8)",
+    "shortened": "texts that are too long and lose their end: {:,} (raise --max-length, if the "
+                 "model allows it)"}
 
 
 def print_audit(counts: dict[str, dict]) -> None:
@@ -45,7 +46,7 @@ def print_audit(counts: dict[str, dict]) -> None:
         print(f"{split:10}" + "".join(f"{found[name]:>14,}" for name in columns))
     for kind, advice in ODDITIES.items():
         if count := sum(found[kind] for found in counts.values()):
-            print(f"warning: {count:,} texts {advice}")
+            print("warning:", advice.format(count))
     if similar := alike(sorted(counts["train"]["labels"])):
         print(f"warning: labels differ in spelling alone: {', '.join(map(repr, similar))}")
 

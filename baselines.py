@@ -32,7 +32,7 @@ def fit_majority(train: Dataset, validation: Dataset):
     return DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
 
 
-Results = dict[str, tuple[list[np.ndarray], float]]  # system: probabilities per run, and seconds
+Results = dict[str, tuple[np.ndarray, float]]  # of each system: probabilities, and seconds
 
 
 def judge_baselines(splits: DatasetDict) -> Results:
@@ -42,7 +42,7 @@ def judge_baselines(splits: DatasetDict) -> Results:
         start = time.perf_counter()
         model = fit(splits["train"], splits["validation"])
         probabilities = model.predict_proba(splits["test"]["text"][:])
-        results[name] = [probabilities], time.perf_counter() - start
+        results[name] = probabilities, time.perf_counter() - start
     return results
 
 
@@ -88,9 +88,9 @@ def judge_base_model(splits: DatasetDict, classifier, instruction: str) -> Resul
     The answer depends on the examples: each third of the test rows gets another draw of them.
     """
     texts, start = splits["test"]["text"][:], time.perf_counter()
-    results = {"zero_shot": ([classifier.predict_proba(texts)], time.perf_counter() - start)}
+    results = {"zero_shot": (classifier.predict_proba(texts), time.perf_counter() - start)}
     start, mixed = time.perf_counter(), np.empty((len(texts), len(classifier.labels)))
     for seed in range(3):
         shown = few_shot(splits["train"], classifier, instruction, seed)
         mixed[seed::3] = shown.predict_proba(texts[seed::3])
-    return results | {"few_shot": ([mixed], time.perf_counter() - start)}
+    return results | {"few_shot": (mixed, time.perf_counter() - start)}

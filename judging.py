@@ -47,23 +47,20 @@ def coverage(truth: list[str], probabilities: np.ndarray,
     return [{"coverage": share, "accuracy": float(right[part].mean()),
              "threshold": float(confidence[part[-1]])} for share, part in parts.items()]
 
-def compute_metrics(truth: list[str], runs: list[np.ndarray], labels: list[str],
+def compute_metrics(truth: list[str], probabilities: np.ndarray, labels: list[str],
                     seconds: float) -> dict[str, float]:
-    """One system's metrics: means over its `runs`, each probabilities (rows, labels)."""
-    right = [is_right(truth, run, labels) for run in runs]
-    interval = bootstrap((np.mean(right, axis=0),), np.mean, n_resamples=2000, batch=100,
-                         method="percentile", rng=0).confidence_interval
-    choices = [likeliest(run, labels) for run in runs]
-    prf = [precision_recall_fscore_support(truth, choice, labels=labels, average="macro",
-                                           zero_division=0)[:3] for choice in choices]
-    present = sorted(set(truth))
-    metrics = dict(zip(("precision", "recall", "f1"), np.mean(prf, axis=0)))
-    metrics["balanced_accuracy"] = np.mean(
-        [recall_score(truth, choice, labels=present, average="macro") for choice in choices])
-    metrics["log_loss"] = np.mean([log_loss(truth, run, labels=labels) for run in runs])
-    metrics["ece"] = np.mean([calibration_error(r, run.max(1)) for r, run in zip(right, runs)])
-    metrics |= {"accuracy": np.mean(right), "accuracy_low": interval.low,
-                "accuracy_high": interval.high, "seconds": seconds}
+    """The metrics of a system that answered with probabilities (rows, labels)."""
+    right, chosen = is_right(truth, probabilities, labels), likeliest(probabilities, labels)
+    interval = bootstrap((right,), np.mean, n_resamples=2000, batch=100, method="percentile",
+                         rng=0).confidence_interval
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, chosen, labels=labels, average="macro", zero_division=0)
+    balanced = recall_score(truth, chosen, labels=sorted(set(truth)), average="macro")
+    metrics = {"accuracy": right.mean(), "accuracy_low": interval.low,
+               "accuracy_high": interval.high, "precision": precision, "recall": recall, "f1": f1,
+               "balanced_accuracy": balanced, "seconds": seconds,
+               "log_loss": log_loss(truth, probabilities, labels=labels),
+               "ece": calibration_error(right, probabilities.max(1))}
     return {name: float(value) for name, value in metrics.items()} | {"n": len(truth)}
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
 def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantization, widened to `dtype` for each product (Dettmers et al., 2023)."""
+    """NF4, its scales quantized too; converted to `dtype` to compute (Dettmers et al., 2023)."""
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                               bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
@@ -20,12 +20,12 @@ def load_model(name: str, dtype: torch.dtype, revision: str = "main",
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
         device_map={"": gpu if torch.cuda.is_available() else "cpu"}, trust_remote_code=False,
-        **({"quantization_config": four_bits(dtype)} if quantize else {}))
-    return keep_trainable(model).eval()
+        quantization_config=four_bits(dtype) if quantize else None)
+    return keep_trainable(model).eval()  # shown under "A careful trainer"
 
 @torch.no_grad()
 def score_alone(model, prompt: list[int], completion: list[int]) -> float:
-    """Log-probability of a completion after a prompt."""
+    """Log-probability of a completion after a prompt; logits at a token score the next one."""
     ids = torch.tensor([prompt + completion], device=model.device)
     log_probs = model(ids).logits[0, len(prompt) - 1:-1].float().log_softmax(-1)
     return log_probs.gather(-1, ids[0, len(prompt):, None]).sum().item()

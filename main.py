@@ -237,7 +237,7 @@ def do_run(settings: Settings, folder: Path, resume: bool) -> None:
     scores = tuned.scores(splits["test"]["text"][:])
     seconds += time.perf_counter() - start
     probabilities, test = softmax(scores / tuned.temperature, axis=1), splits["test"]
-    results["fine_tuned"] = [probabilities], seconds
+    results["fine_tuned"] = probabilities, seconds
     if torch.cuda.is_available():
         print(f"most memory allocated: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
     if first:

@@ -137,12 +137,12 @@ def show_mistakes(texts: list[str], truth: list[str], probabilities: np.ndarray,
 def compute_report(truth: list[str], labels: list[str], scores: np.ndarray, temperature: float,
                    results: Results, log: list[dict]) -> dict:
     """All figures of a run, as metrics.json keeps them; `scores` (rows, labels) are of the test."""
-    probabilities = results["fine_tuned"][0][0]
-    systems = {name: compute_metrics(truth, runs, labels, seconds)
-               for name, (runs, seconds) in results.items()}
-    comparisons = {f"fine_tuned_vs_{other}": compare(truth, probabilities, results[other][0][0],
+    probabilities = results["fine_tuned"][0]
+    systems = {name: compute_metrics(truth, answered, labels, seconds)
+               for name, (answered, seconds) in results.items()}
+    comparisons = {f"fine_tuned_vs_{other}": compare(truth, probabilities, results[other][0],
                                                      labels) for other in ("tfidf", "zero_shot")}
-    raw = compute_metrics(truth, [softmax(scores, axis=1)], labels, 0)
+    raw = compute_metrics(truth, softmax(scores, axis=1), labels, 0)
     return {"systems": systems, "comparisons": comparisons,
             "verdict": verdict(systems, comparisons),
             "calibration": {"temperature": temperature} | {

@@ -25,13 +25,13 @@ def plain_trainer(model, tokenizer, train: Dataset, validation: Dataset | None, 
                       processing_class=tokenizer, peft_config=adapter)
 
 @torch.no_grad()
-def ask(model, tokenizer, texts: list[str], instruction: str, words: int = 20) -> list[str]:
-    """What the model writes in answer to each text, at most so many tokens, the likeliest each."""
+def ask(model, tokenizer, texts: list[str], instruction: str, most: int = 20) -> list[str]:
+    """The model's answer to each text: the likeliest token each time, at most `most` of them."""
     chats = [[{"role": "user", "content": f"{instruction}\n\n{text}"}] for text in texts]
     batch = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
         tokenizer_kwargs={"padding_side": "left"}).to(model.device)
-    answers = model.eval().generate(**batch, max_new_tokens=words, do_sample=False)
+    answers = model.eval().generate(**batch, max_new_tokens=most, do_sample=False)
     start = batch["input_ids"].shape[1]
     return [answer.strip() for answer in
             tokenizer.batch_decode(answers[:, start:], skip_special_tokens=True)]

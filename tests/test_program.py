@@ -267,7 +267,7 @@ def test_each_third_of_the_rows_is_asked_with_other_examples(random_llama, token
     splits = {"train": messages(40), "test": as_split(TEXTS)}
     results = baselines.judge_base_model(splits, classifier, ASK)
     assert list(results) == ["zero_shot", "few_shot"]
-    [[zero_shot], _], [[few_shot], _] = results.values()
+    (zero_shot, _), (few_shot, _) = results.values()
     assert np.abs(zero_shot - classifier.predict_proba(TEXTS)).max() < 1e-4
     draws = [baselines.few_shot(splits["train"], classifier, ASK, seed).predict_proba(TEXTS)
              for seed in range(3)]
@@ -447,8 +447,8 @@ def test_the_ledger_knows_the_size_of_a_published_llama():
 
 def test_metrics_of_known_predictions():
     truth = list("aabb")
-    runs = [np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])]
-    metrics = judging.compute_metrics(truth, runs, ["a", "b"], 1.0)
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
+    metrics = judging.compute_metrics(truth, probabilities, ["a", "b"], 1.0)
     assert metrics["accuracy"] == 0.75 and metrics["balanced_accuracy"] == 0.75
     assert metrics["n"] == 4
     assert metrics["precision"] == pytest.approx((1 + 2 / 3) / 2)
@@ -672,7 +672,7 @@ def test_balancing_helps_a_rare_class(tmp_path, capsys):
         tuned, _, _ = main.fine_tune(base, splits, settings, tmp_path)
         assert f"{80 if balanced else 42} rows to train on" in capsys.readouterr().out
         probabilities = tuned.predict_proba([row["text"] for row in test])
-        f1[balanced] = judging.compute_metrics([row["label"] for row in test], [probabilities],
+        f1[balanced] = judging.compute_metrics([row["label"] for row in test], probabilities,
                                                tuned.labels, 0)["f1"]
     assert f1[True] > f1[False] + 0.2
 
