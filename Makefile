@@ -26,7 +26,7 @@ tangle:  ## write the program from README.org (Emacs)
 	emacs -Q --batch README.org -f org-babel-tangle
 
 readme: .venv $(MODEL)  ## measure what is missing, evaluate and weave README.org (half an hour)
-	$(PYTHON) benchmarks/curve.py --sizes 32 128 880 --seeds 1
+	$(PYTHON) benchmarks/curve.py --seeds 1
 	$(PYTHON) tests/document.py readme
 	$(PYTHON) tests/document.py notebook
 

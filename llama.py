@@ -40,7 +40,7 @@ def add_adapter(model, rank: int, seed: int):
     return get_peft_model(model, config)
 
 def keep_trainable(model):
-    """On some CPUs scoring would replace 4-bit weights by a copy that no gradient passes."""
+    """Keep bitsandbytes from replacing 4-bit weights with copies that pass on no gradient."""
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False

@@ -29,7 +29,7 @@ from audit import audit_split, balance, print_audit
 from baselines import context_length, judge_base_model, judge_baselines
 from card import write_card
 from commands import merge, predict
-from edge import ShowProgress, exit_code, is_out_of_memory, loading
+from edge import ShowProgress, exit_code, loading
 from judging import fit_temperature
 from keeping import (BEST, KeepBest, MarkComplete, check_resumed, check_space, identify_prompt,
                      newest_checkpoint, read_adapter, run_folder, save_classifier, write_json)
@@ -37,7 +37,7 @@ from llama import add_adapter
 from memory import choose_checkpointing, expect_memory
 from models import check_scoring, choose_model, choose_precision, load_base
 from prompts import Prompt, check_prompt, default_instruction, load_tokenizer, make_prompt
-from reading import InputError, load_splits
+from reading import load_splits
 from reporting import best_epoch, compute_report, print_report, scoreboard, write_report
 from scoring import Classifier, default_pass_tokens, lay_out, token_log_probs
 
@@ -52,7 +52,7 @@ def training_rows(split: Dataset, tokenizer, prompt: Prompt) -> Dataset:
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A batch of training rows as one sequence; what all prompts share is its trunk by itself."""
+    """A batch of training rows as one layout, in which their common beginning occurs once."""
     return lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
 
 def default_learning_rate(model) -> float:
@@ -88,7 +88,7 @@ def careful_trainer(learning_rate: float, **arguments):
             return norm
 
     trainer = CarefulTrainer(**arguments)
-    trainer.model_accepts_loss_kwargs = True  # count the batch's labels, all of its passes
+    trainer.model_accepts_loss_kwargs = True  # num_items_in_batch counts all passes of a batch
     trainer._loss_shifts_labels = False  # ours are aligned with their sources
     return trainer
 
@@ -173,21 +173,15 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
         learning_rate=settings.learning_rate or default_learning_rate(model),
         pass_tokens=settings.pass_tokens or default_pass_tokens(),
         max_length=min(settings.max_length, context_length(model)))
-    print(f"epochs: {settings.epochs}, because training has {len(rows) / len(labels):,.0f} rows "
-          f"per class")
-    print(f"learning rate: {settings.learning_rate:.2g}, because the model is "
+    print(f"epochs: {settings.epochs}, with {len(rows) / len(labels):,.0f} rows per class")
+    print(f"learning rate: {settings.learning_rate:.2g}, for a model "
           f"{model.config.get_text_config().hidden_size} wide")
     with loading("model", settings.model, settings.revision):
         tokenizer = load_tokenizer(settings.model, settings.revision or "main")
         prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
     check_prompt(prompt, settings)
     classifier = Classifier(model, tokenizer, prompt, 1.0, settings.pass_tokens, digest)
-    try:
-        check_scoring(classifier)
-    except Exception as error:  # not an architecture for our mask
-        if is_out_of_memory(error) or "CUDA" in str(error):
-            raise
-        raise InputError(f"{error}: choose a Llama, or one built like it, for --model") from error
+    check_scoring(classifier)
     return settings, splits, classifier
 
 def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder: Path,

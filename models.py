@@ -7,11 +7,12 @@ import numpy as np
 import torch
 import transformers
 
-from edge import check_stored, loading
+from edge import check_stored, is_out_of_memory, loading
 from keeping import (check_same, find_again, identify, identify_prompt, read_classifier,
                      read_settings)
 from llama import load_model, score_alone
 from prompts import load_tokenizer, make_prompt
+from reading import InputError
 from scoring import Classifier, score_labels
 from settings import HERE, Settings
 
@@ -58,11 +59,10 @@ def load_base(settings: Settings, kept: str | None = None):
 
 
 @torch.no_grad()
-def check_scoring(classifier: Classifier) -> None:
-    """Raise ValueError unless labels score together what up to eight of them score alone.
+def scores_agree(classifier: Classifier) -> bool:
+    """Whether labels score together what up to eight of them score alone.
 
-    Not every architecture takes such a mask. Wrong scores are off by whole nats; rounding in half
-    precision by a tenth.
+    Wrong scores are off by whole nats; rounding in half precision by a tenth.
     """
     prompt, model = classifier.prompt, classifier.model
     texts = prompt.encode(classifier.tokenizer, ["a", "a text that is longer than the other one"])
@@ -72,8 +72,20 @@ def check_scoring(classifier: Classifier) -> None:
                       for ids in texts])
     together = score_labels(model, texts, prompt, classifier.pass_tokens)[:, some]
     limit = 0.02 if model.dtype == torch.float32 else 0.5
-    if not np.abs(alone - together).max() < limit:
-        raise ValueError(f"a {model.config.model_type} model cannot score labels in one pass")
+    return bool(np.abs(alone - together).max() < limit)
+
+
+def check_scoring(classifier: Classifier) -> None:
+    """Raise InputError if the model's architecture does not accept the mask of a layout."""
+    why = f"a {classifier.model.config.model_type} model cannot score labels in one pass"
+    try:
+        if scores_agree(classifier):
+            return
+    except Exception as error:  # whatever such a mask leads to
+        if is_out_of_memory(error) or "CUDA" in str(error):
+            raise
+        why = str(error)
+    raise InputError(f"{why}: choose a Llama, or one built like it, for --model")
 
 
 def load_classifier(run_folder: str | Path, model: str | None = None) -> Classifier:

@@ -46,11 +46,11 @@ def see_ancestors(parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def lay_out(prompts: list[list[int]], completions: list[list[int]],
             trunk: int = 0) -> dict[str, torch.Tensor]:
-    """Prompts, each followed by its completion, as one sequence of L tokens after a cached trunk.
+    """Prompts, each followed by its completion, as one sequence of L tokens.
 
-    Returns input_ids and position_ids (1, L), attention_mask (1, 1, L, trunk + L), and for the W
-    tokens of all completions, one after another, where each is predicted (sources) and which it
-    is (labels, as Trainer calls them).
+    `trunk` counts the cached tokens before it. Returns input_ids and position_ids (1, L),
+    attention_mask (1, 1, L, trunk + L), and for the W tokens of all completions, in order, the
+    index of each one's source (sources) and its id (labels, Trainer's word for targets).
     """
     paths = [p + c[:-1] for p, c in zip(prompts, completions)]  # nothing follows the last token
     tokens, parents, nodes = grow_forest(paths)
@@ -72,26 +72,26 @@ def pick_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tens
                    sources: torch.Tensor) -> torch.Tensor:
     """Log-probability (W,) of each target after the hidden state (L, width) of its source.
 
-    In float32 from the product with the head (vocabulary, width) on, a piece of it at a time.
+    All in float32; the head (vocabulary, width) is taken in pieces, to save memory.
     """
-    where, back = sources.unique(return_inverse=True)
+    where, back = sources.unique(return_inverse=True)  # labels may share a source
     states = hidden[where].float()
     with torch.autocast(hidden.device.type, enabled=False):
+        logits = (states[back] * head[targets].float()).sum(-1)
         sums = [(states @ piece.float().T).logsumexp(-1) for piece in head.split(HEAD_PIECE)]
-        wanted = (states[back] * head[targets].float()).sum(-1)
-    return wanted - torch.stack(sums).logsumexp(0)[back]
+    return logits - torch.stack(sums).logsumexp(0)[back]  # log_softmax over the vocabulary
 
 
 def token_log_probs(model, input_ids, position_ids, attention_mask, sources, labels,
                     cache=None) -> torch.Tensor:
-    """Log-probability of each wanted token of a layout (`lay_out`): (W,), float32."""
+    """Log-probability of each target of a layout (`lay_out`): (W,), float32."""
     hidden = run_decoder(model, input_ids=input_ids, position_ids=position_ids,
                          attention_mask=attention_mask, past_key_values=cache,
                          use_cache=cache is not None).last_hidden_state[0]
     return pick_log_probs(hidden, labels, model.get_output_embeddings().weight, sources)
 
 def default_pass_tokens() -> int:
-    """Attention in one sequence grows with its square: short ones suit a CPU, long ones a GPU."""
+    """The most tokens in one pass: short passes suit a CPU, long ones a GPU."""
     return 4096 if torch.cuda.is_available() else 512
 
 
@@ -107,8 +107,8 @@ def in_groups(sizes: list[int], room: int) -> list[list[int]]:
     return groups
 
 def group_labels(completions: list[list[int]], room: int) -> list[tuple[list[int], int]]:
-    """Indices of labels whose tree has at most `room` tokens, and that number, for each group."""
-    order = sorted(range(len(completions)), key=lambda i: completions[i])  # alike stand together
+    """The indices of each group's labels and about how many tokens they take: `room` at most."""
+    order = sorted(range(len(completions)), key=lambda i: completions[i])  # similar ones adjacent
     shared = [len(os.path.commonprefix([completions[a], completions[b]]))
               for a, b in zip(order, order[1:])]
     sizes = [len(completions[i]) - same for i, same in zip(order, [0, *shared])]
@@ -129,14 +129,15 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
     parts = [(text, group, size) for text in range(len(encoded)) for group, size in groups]
     bar = progress(len(encoded), "scoring")
     for batch in in_groups([len(encoded[text]) + size for text, _, size in parts], pass_tokens):
-        pairs = [(text, label) for i in batch for text, group, _ in [parts[i]] for label in group]
+        pairs = [(parts[i][0], label) for i in batch for label in parts[i][1]]
         layout = lay_out([encoded[text] for text, _ in pairs],
                          [completions[label] for _, label in pairs], len(prompt.before))
         layout = {name: tensor.to(model.device) for name, tensor in layout.items()}
         log_probs = token_log_probs(model, **layout, cache=cache).cpu()
         cache.crop(-layout["input_ids"].shape[1])  # the trunk stays for the next pass
-        sums = [part.sum() for part in log_probs.split([len(completions[i]) for _, i in pairs])]
-        scores[tuple(zip(*pairs))] = sums
+        lengths = [len(completions[label]) for _, label in pairs]
+        for pair, part in zip(pairs, log_probs.split(lengths)):
+            scores[pair] = part.sum().item()
         bar.update(parts[batch[-1]][0] + 1 - bar.n)
     bar.close()
     return scores

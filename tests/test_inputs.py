@@ -17,6 +17,7 @@ import keeping
 import main
 import models
 import prompts
+import reading
 from reading import read_table
 
 ROWS = "text,label\n" + "".join(f"a{i},b\nc{i},d\n" for i in range(20))
@@ -108,7 +109,7 @@ def test_balancing_repeats_rows_of_rare_classes_alone():
 def test_labels_that_the_tokenizer_cannot_tell_apart(tokenizer, monkeypatch):
     monkeypatch.setattr(prompts, "as_written", lambda tokenizer, texts: [[7] for _ in texts])
     prompt = main.make_prompt(tokenizer, ["a", "b"], "Which?", 128)
-    with pytest.raises(main.InputError, match="same to the tokenizer"):
+    with pytest.raises(reading.InputError, match="same to the tokenizer"):
         main.check_prompt(prompt, main.Settings())
 
 

@@ -21,6 +21,7 @@ import judging
 import keeping
 import main
 import models
+import reading
 
 forks = multiprocessing.get_context("forkserver")  # children have everything imported already
 forks.set_forkserver_preload(["main"])
@@ -262,7 +263,7 @@ def test_a_claimed_folder_is_not_taken(tmp_path, monkeypatch):
     folder = keeping.make_run_folder(str(tmp_path / "run"))
     assert (folder / "settings.json").exists()
     monkeypatch.setattr(keeping.Path, "iterdir", lambda self: iter([]))
-    with pytest.raises(main.InputError, match="another run starts in"):
+    with pytest.raises(reading.InputError, match="another run starts in"):
         keeping.make_run_folder(str(folder))
 
 

@@ -24,6 +24,7 @@ import llama
 import main
 import memory
 import models
+import reading
 import reporting
 import scoring
 
@@ -223,7 +224,7 @@ def test_a_model_that_ignores_the_layout_is_refused(random_llama, tokenizer, pro
     classifier = scoring.Classifier(model, tokenizer, prompt)
     models.check_scoring(classifier)
     damage(monkeypatch, model)
-    with pytest.raises(ValueError, match="a llama model cannot score labels in one pass"):
+    with pytest.raises(reading.InputError, match="a llama model cannot score labels in one pass"):
         models.check_scoring(classifier)
 
 
@@ -231,7 +232,7 @@ def test_other_errors_are_not_blamed_on_the_model(arguments, monkeypatch, tmp_pa
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(scoring, "score_labels", fail)
+    monkeypatch.setattr(models, "score_labels", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         main.main([*arguments, "--output-dir", str(tmp_path / "run")])
 
