@@ -20,7 +20,7 @@ def load_model(name: str, dtype: torch.dtype, revision: str = "main",
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
         device_map={"": gpu if torch.cuda.is_available() else "cpu"}, trust_remote_code=False,
-        quantization_config=four_bits(dtype) if quantize else None)
+        **({"quantization_config": four_bits(dtype)} if quantize else {}))
     return keep_trainable(model).eval()  # shown under "A careful trainer"
 
 @torch.no_grad()
