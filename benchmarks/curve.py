@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -22,6 +23,7 @@ from judging import likeliest
 from keeping import write_json
 from llama import add_adapter, four_bits, keep_trainable, load_model
 from reading import split_off
+from reporting import draw
 from scoring import Classifier
 
 
@@ -126,6 +128,20 @@ def choose_points(sizes: list[int], seeds: int) -> list[tuple]:
              for system in ("tfidf", "words", "head")]
     return curve + [("words", sizes[0], 0, 1), ("words", sizes[0], 0, 64),
                     ("random", sizes[0], 0, 16)]
+
+
+def draw_curve(points: pd.DataFrame, path: Path) -> str:
+    """Draw accuracy against training rows, a line per system, the mean over seeds."""
+    axes, write = draw((6, 4), path)
+    for system in ("words", "head", "tfidf"):
+        means = points[points["system"] == system].groupby("rows")["accuracy"].mean()
+        axes.plot(means.index, means, marker="o", label=system)
+    axes.set_xscale("log")
+    axes.legend()
+    sizes = sorted(points["rows"].unique())
+    axes.set_xticks(sizes, sizes)
+    axes.minorticks_off()
+    return write(xlabel="training messages", ylabel="test accuracy")
 
 
 if __name__ == "__main__":
