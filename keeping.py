@@ -23,11 +23,12 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
+from scipy.special import softmax
 from sklearn.metrics import log_loss
 from transformers import TrainerCallback
 
 from edge import explain
-from judging import is_right
+from judging import fit_temperature, is_right
 from prompts import Prompt
 from reading import InputError, check_pointer, read_table
 from settings import HERE, Settings
@@ -366,7 +367,8 @@ class KeepBest(TrainerCallback):
     def on_step_end(self, args, state, control, **_):  # before a checkpoint, which holds the log
         if state.global_step % (state.max_steps // args.num_train_epochs):
             return
-        probabilities, labels = self.classifier.predict_proba(self.texts), self.classifier.labels
+        scores, labels = self.classifier.scores(self.texts), self.classifier.labels
+        probabilities = softmax(scores, axis=1)
         if not np.isfinite(probabilities).all():
             raise FloatingPointError(
                 f"step {state.global_step}: the scores of validation are not numbers: lower "
@@ -375,7 +377,8 @@ class KeepBest(TrainerCallback):
         accuracy = float(is_right(self.truth, probabilities, labels).mean())
         earlier = [entry["validation_loss"] for entry in validation_entries(state.log_history)]
         state.log_history.append({"epoch": state.epoch, "step": state.global_step,
-                                  "validation_loss": loss, "validation_accuracy": accuracy})
+                                  "validation_loss": loss, "validation_accuracy": accuracy,
+                                  "temperature": fit_temperature(scores, self.truth, labels)})
         print(f"epoch {state.epoch:.0f} of {args.num_train_epochs:.0f}: validation log-loss "
               f"{loss:.3f}, accuracy {accuracy:.3f}", flush=True)
         if loss < min(earlier, default=float("inf")) and PartialState().is_main_process:

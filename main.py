@@ -30,7 +30,6 @@ from baselines import context_length, judge_base_model, judge_baselines
 from card import write_card
 from commands import merge, predict
 from edge import ShowProgress, exit_code, loading
-from judging import fit_temperature
 from keeping import (BEST, KeepBest, MarkComplete, check_resumed, check_space, identify_prompt,
                      newest_checkpoint, read_adapter, run_folder, save_classifier, write_json)
 from llama import add_adapter
@@ -186,7 +185,7 @@ def prepare(settings: Settings) -> tuple[Settings, DatasetDict, Classifier]:
 
 def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder: Path,
               resume: bool = False) -> tuple[Classifier, list[dict], float]:
-    """Wrap the model, train it, fit the temperature; returns classifier, log and seconds."""
+    """Wrap the model and train it; returns the fine-tuned classifier, the log, and seconds."""
     start, tokenizer = time.perf_counter(), base.tokenizer
     examples = balance(splits["train"], settings.seed) if settings.balance else splits["train"]
     rows = training_rows(examples, tokenizer, base.prompt)
@@ -206,8 +205,7 @@ def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder:
     best = best_epoch(log)
     print(f"kept: the adapter after epoch {best['epoch']:.0f} of {settings.epochs}, with the least "
           f"validation log-loss ({best['validation_loss']:.3f})", flush=True)
-    scores = tuned.scores(splits["validation"]["text"][:])
-    tuned.temperature = fit_temperature(scores, splits["validation"]["label"][:], tuned.labels)
+    tuned.temperature = best["temperature"]
     return tuned, log, time.perf_counter() - start
 
 def do_run(settings: Settings, folder: Path, resume: bool) -> None:

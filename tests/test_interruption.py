@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, read_rows
@@ -50,10 +51,12 @@ def test_the_best_epoch_is_kept(finished, arguments):
     assert metrics["best_epoch"] == best["epoch"] == 2
     assert epochs[-1]["validation_loss"] > best["validation_loss"] + 0.1
     classifier = models.load_classifier(finished)
-    classifier.temperature = 1
+    fitted, classifier.temperature = classifier.temperature, 1
     rows = read_rows(Path(arguments[3]) / "validation.csv")
     probabilities = classifier.predict_proba([row["text"] for row in rows])
     truth = [row["label"] for row in rows]
+    assert fitted == best["temperature"] == pytest.approx(
+        judging.fit_temperature(np.log(probabilities), truth, classifier.labels), abs=1e-3) != 1
     loss = log_loss(truth, probabilities, labels=classifier.labels)
     assert loss == pytest.approx(best["validation_loss"], abs=1e-3)
     right = [row["label"] == answer for row, answer in
