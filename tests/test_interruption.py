@@ -18,11 +18,13 @@ import torch
 from conftest import ROOT, read_rows
 from sklearn.metrics import log_loss
 
+import commands
 import judging
 import keeping
 import main
 import models
 import reading
+import scoring
 
 forks = multiprocessing.get_context("forkserver")  # children have everything imported already
 forks.set_forkserver_preload(["main"])
@@ -290,15 +292,16 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"),
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["gpu", "cpu", "python"])
-@pytest.mark.parametrize("command, function", [
-    ("run", "load_model"), ("run", "score_labels"), ("run", "train"),
-    ("predict", "load_model"), ("predict", "score_labels"), ("merge", "merge_adapter")])
+@pytest.mark.parametrize("command, module, function", [
+    ("run", models, "load_model"), ("run", scoring, "score_labels"), ("run", main, "train"),
+    ("predict", models, "load_model"), ("predict", scoring, "score_labels"),
+    ("merge", commands, "merge_adapter")])
 def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys, monkeypatch,
-                                           command, function, error):
+                                           command, module, function, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(main, function, fail)
+    monkeypatch.setattr(module, function, fail)
     argv = {"run": [*arguments, "--output-dir", str(tmp_path / "run")],
             "predict": ["predict", "--run", str(finished), "--texts", "a text"],
             "merge": ["merge", "--run", str(finished), "--output", str(tmp_path / "merged")]}
