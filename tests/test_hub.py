@@ -156,6 +156,7 @@ def test_a_failure_is_one_line_that_says_what_to_do(outcomes, case):
 
 LOAD = """
 import json
+import llama
 import main
 found = []
 for revision in (None, "v1"):
