@@ -39,7 +39,7 @@ from keeping import read_settings, write_json
 from llama import load_model
 from models import load_classifier
 from reading import read_table
-from scoring import Classifier, grow_forest, pick_log_probs, run_decoder
+from scoring import Classifier, pick_log_probs, run_decoder
 
 MESSAGES, ALL = ROOT / "data" / "patient-messages", 880  # its training rows
 SIZES = {"small": (4, 8), "full": (32, ALL)}  # texts to score, and most rows of a split
@@ -131,37 +131,11 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
                       if method == "generate" else {})
 
 
-def what_matters(classifier: Classifier, texts: list[str],
-                 eps: float = 1e-4) -> dict[str, float]:
-    """Tokens per text with all labels, and without those that have at most `eps` of the mass.
-
-    Labels that begin with the same token have together at most its probability; with temperature
-    Hölder's inequality bounds them. The exact scores say how many can be left out, least first.
-    """
-    prompt, heat, tokens = classifier.prompt, classifier.temperature, []
-    completions = list(prompt.completions.values())
-    starts = [completion[0] for completion in completions]
-    first = {token: [token] for token in starts}
-    begin = replace(classifier, prompt=replace(prompt, completions=first)).scores(texts) / heat
-    scores, alike = classifier.scores(texts) / heat, np.array([starts.count(t) for t in first])
-    best = scores.max(1, keepdims=True)
-    masses, bounds = np.exp(scores - best), np.exp(begin - best) * alike ** max(0, 1 - 1 / heat)
-    for ids, bound, mass in zip(prompt.encode(classifier.tokenizer, texts), bounds, masses):
-        order = bound.argsort()
-        left = np.array(list(first))[order[bound[order].cumsum() <= eps * mass.sum()]]
-        kept = [completion for completion in completions if completion[0] not in left]
-        tokens.append([len(grow_forest([ids + c[:-1] for c in some])[0])
-                       for some in (completions, kept)])
-    every, needed = np.mean(tokens, axis=0)
-    return {"tokens_of_all": every, "tokens_that_matter": needed,
-            "confidence": (masses.max(1) / masses.sum(1)).mean()}
-
-
 def inspect(args: argparse.Namespace, run: int, labels: int, method: str) -> dict[str, float]:
-    """What is not a matter of time: how exact scoring is, and what of it could be left out."""
+    """How exact scoring is, which is not a matter of time."""
     classifier, _, texts = open_run(args.folders[labels])
     gaps = np.abs(classifier.scores(texts[:4]) - score_pairs(classifier, 8, texts[:4]))
-    return {"largest_difference": gaps.max()} | what_matters(classifier, texts[:4 * args.texts])
+    return {"largest_difference": gaps.max()}
 
 
 def go_plainly(name: str, splits: DatasetDict, seed: int,
@@ -287,7 +261,7 @@ def tables(results: dict) -> dict[str, pd.DataFrame]:
         found["pass_tokens"] = scored[scored["method"] == "ours"].astype(
             {"pass_tokens": int}).pivot_table("texts_per_second", "pass_tokens", "labels", spread)
         found["exactness"] = scored[scored["method"] == "inspect"].set_index("labels")[
-            ["largest_difference", "tokens_of_all", "tokens_that_matter", "confidence"]]
+            ["largest_difference"]]
     for section, figure in (("training", "rows_per_second"), ("job", "seconds")):
         if section in parts:
             found[section] = compare(parts[section], "rows", figure)

@@ -6,12 +6,10 @@ import runpy
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from conftest import LABELS, ROOT, TINY, write_rows
+from conftest import ROOT, TINY, write_rows
 
 import main
-import scoring
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -84,28 +82,6 @@ def test_another_model_needs_another_file(options, capsys):
     with pytest.raises(SystemExit):
         bench.bench(["--model", str(TINY), *options[2:]])
     assert "was measured otherwise" in capsys.readouterr().err
-
-
-def test_only_what_cannot_matter_is_left_out(tokenizer, prompt):
-    visits, billing, insurance, results = (prompt.completions[name] for name in sorted(LABELS))
-    likely = {billing[0]: 0.98, visits[0]: 6e-5, results[0]: 3e-5}
-
-    class Sure(scoring.Classifier):
-        def scores(self, texts):
-            return np.log([[likely[c[0]] / (2 if c in (billing, insurance) else 1)
-                            for c in self.prompt.completions.values()]] * len(texts))
-
-    def count(eps, temperature=1.0):
-        classifier = Sure(model=None, tokenizer=tokenizer, prompt=prompt,
-                          temperature=temperature)
-        return bench.what_matters(classifier, ["my knee"], eps)["tokens_that_matter"]
-
-    [ids] = prompt.encode(tokenizer, ["my knee"])
-    tokens = lambda *kept: len(scoring.grow_forest([ids + c[:-1] for c in kept])[0])
-    everything = tokens(*prompt.completions.values())
-    assert count(0) == count(1e-5) == count(1e-4, temperature=1.5) == everything
-    assert count(5e-5) == tokens(billing, insurance, visits) < everything
-    assert count(1e-4) == tokens(billing, insurance)
 
 
 def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monkeypatch, capsys):
