@@ -177,7 +177,7 @@ LIKE_LLAMA = SMALL | {"intermediate_size": 128, "num_key_value_heads": 2}
 @pytest.mark.parametrize("config, refused", [
     (transformers.Qwen2Config(**LIKE_LLAMA), False),
     (transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, **TOKENS), False),
-    (transformers.MistralConfig(sliding_window=64, **LIKE_LLAMA), False),  # few-shot is longer
+    (transformers.MistralConfig(sliding_window=8, **LIKE_LLAMA), True),
     (transformers.FalconConfig(alibi=True, **SMALL), True),  # its positions come from the mask
     (transformers.Lfm2Config(layer_types=["conv", "full_attention"], **LIKE_LLAMA), True),
     (transformers.MambaConfig(state_size=4, **SMALL), True),
