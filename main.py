@@ -193,8 +193,9 @@ def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder:
           f"{tokenizer.decode(rows[0]['prompt'])}\n")
     print("its completion:", [tokenizer.decode(token) for token in rows[0]["completion"]])
     config, number = base.model.config, choose_precision()[0].itemsize
-    checkpointing = choose_checkpointing(expect_memory(config, settings, number, False))
-    expected = expect_memory(config, settings, number, checkpointing)
+    expected = expect_memory(config, settings, number, False)
+    if checkpointing := choose_checkpointing(expected):
+        expected = expect_memory(config, settings, number, True)
     print(f"memory to train: about {expected / 1e9:.2f} GB beside the libraries' own"
           + (", activations computed again" if checkpointing else ""))
     tuned = replace(base, model=add_adapter(base.model, settings.rank, settings.seed))

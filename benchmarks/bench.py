@@ -82,7 +82,8 @@ def score_pairs(classifier: Classifier, size: int, texts: list[str]) -> np.ndarr
                    for place in range(len(row) - len(wanted[n]), len(row))]
         targets = torch.tensor([token for ids in wanted for token in ids])
         log_probs = pick_log_probs(hidden.flatten(0, 1), targets, head, torch.tensor(sources))
-        scores[tuple(zip(*batch))] = [part.sum() for part in log_probs.split([*map(len, wanted)])]
+        for pair, part in zip(batch, log_probs.split([*map(len, wanted)])):
+            scores[pair] = part.sum().item()
     return scores
 
 
