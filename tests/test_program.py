@@ -463,7 +463,7 @@ def test_the_temperature_undoes_overconfidence():
     random, labels = np.random.default_rng(0), list("abc")
     scores = random.normal(size=(4000, 3))
     truth = [labels[random.choice(3, p=p)] for p in main.softmax(scores, axis=1)]
-    assert main.fit_temperature(scores * 3, truth, labels) == pytest.approx(3, rel=0.1)
+    assert judging.fit_temperature(scores * 3, truth, labels) == pytest.approx(3, rel=0.1)
 
     def error(probabilities):
         right = judging.is_right(truth, probabilities, labels)
