@@ -69,5 +69,5 @@ def merge(settings: MergeSettings) -> None:
     after = classifier.predict_proba(tested)
     a, b = (likeliest(probabilities, classifier.labels) for probabilities in (before, after))
     print(f"merged into {output}, in bfloat16: on {len(tested)} test rows the largest change of a "
-          f"probability is {np.abs(before - after).max():.4f}, and "
-          f"{sum(x != y for x, y in zip(a, b))} predictions flip")
+          f"probability is {np.abs(before - after).max():.4f}; "
+          f"predictions that flip: {sum(x != y for x, y in zip(a, b))}")

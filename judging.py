@@ -16,6 +16,7 @@ def is_right(truth: list[str], probabilities: np.ndarray, labels: list[str]) -> 
     """Whether the likeliest label of each row is the true one: (rows,), boolean."""
     return np.array(likeliest(probabilities, labels)) == np.array(truth)
 
+
 def calibration_bins(right: np.ndarray, confidence: np.ndarray,
                      bins: int = 15) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and size of bins of equal size, from unsure to sure.
@@ -37,15 +38,6 @@ def fit_temperature(scores: np.ndarray, truth: list[str], labels: list[str]) -> 
     def loss(log_temperature):
         return log_loss(truth, softmax(scores / np.exp(log_temperature), axis=1), labels=labels)
     return float(np.exp(minimize_scalar(loss, bounds=(0, 3), method="bounded").x))
-
-def coverage(truth: list[str], probabilities: np.ndarray,
-             labels: list[str]) -> list[dict[str, float]]:
-    """Accuracy on the surest part of the rows, and the confidence from which they are answered."""
-    right, confidence = is_right(truth, probabilities, labels), probabilities.max(1)
-    order = np.argsort(-confidence, kind="stable")
-    parts = {share: order[:max(1, round(share * len(order)))] for share in (1.0, 0.9, 0.8, 0.5)}
-    return [{"coverage": share, "accuracy": float(right[part].mean()),
-             "threshold": float(confidence[part[-1]])} for share, part in parts.items()]
 
 def compute_metrics(truth: list[str], probabilities: np.ndarray, labels: list[str],
                     seconds: float) -> dict[str, float]:

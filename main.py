@@ -1,6 +1,5 @@
 #!/usr/bin/env python
 # Generated from README.org: edit that file, then tangle it. Changes made here are lost.
-
 import sys
 
 from settings import MergeSettings, PredictSettings, Settings, parse_command
@@ -35,6 +34,7 @@ from keeping import (BEST, KeepBest, MarkComplete, check_resumed, check_space, i
 from llama import add_adapter
 from memory import choose_checkpointing, expect_memory
 from models import check_scoring, choose_model, choose_precision, load_base
+from packing import rows_in_a_pass
 from prompts import Prompt, check_prompt, default_instruction, load_tokenizer, make_prompt
 from reading import load_splits
 from reporting import best_epoch, compute_report, print_report, scoreboard, write_report
@@ -90,13 +90,6 @@ def careful_trainer(learning_rate: float, **arguments):
     trainer.model_accepts_loss_kwargs = True  # num_items_in_batch counts all passes of a batch
     trainer._loss_shifts_labels = False  # ours are aligned with their sources
     return trainer
-
-def rows_in_a_pass(batch_size: int, longest: int, pass_tokens: int) -> int:
-    """Rows that one process takes in a pass, an even part of its share of the batch."""
-    mine = batch_size // PartialState().num_processes
-    return max(rows for rows in range(1, mine + 1)
-               if mine % rows == 0 and (rows * longest <= pass_tokens or rows == 1))
-
 
 def training_settings(settings: Settings, folder: Path, rows: int, checkpointing: bool = False):
     """The run's settings in the words of trl: an SFTConfig that takes `rows` rows in a pass."""

@@ -1,7 +1,6 @@
 # Generated from README.org: edit that file, then tangle it. Changes made here are lost.
 
 import contextlib
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy.special import softmax
 from edge import progress
 from judging import likeliest
 from memory import HEAD_PIECE
+from packing import group_labels, in_groups
 from prompts import Prompt
 
 
@@ -91,29 +91,8 @@ def token_log_probs(model, input_ids, position_ids, attention_mask, sources, lab
     return pick_log_probs(hidden, labels, model.get_output_embeddings().weight, sources)
 
 def default_pass_tokens() -> int:
-    """The most tokens in one pass: short passes suit a CPU, long ones a GPU."""
-    return 4096 if torch.cuda.is_available() else 512
-
-
-def in_groups(sizes: list[int], room: int) -> list[list[int]]:
-    """Indices of consecutive items whose sizes sum to at most `room`; a larger one goes alone."""
-    groups, used = [], room + 1
-    for index, size in enumerate(sizes):
-        if used + size > room:
-            groups.append([])
-            used = 0
-        groups[-1].append(index)
-        used += size
-    return groups
-
-def group_labels(completions: list[list[int]], room: int) -> list[tuple[list[int], int]]:
-    """The indices of each group's labels and about how many tokens they take: `room` at most."""
-    order = sorted(range(len(completions)), key=lambda i: completions[i])  # similar ones adjacent
-    shared = [len(os.path.commonprefix([completions[a], completions[b]]))
-              for a, b in zip(order, order[1:])]
-    sizes = [len(completions[i]) - same for i, same in zip(order, [0, *shared])]
-    return [([order[i] for i in group], sum(sizes[i] for i in group))
-            for group in in_groups(sizes, room)]
+    """The most tokens in one pass: a GPU is busy only with many."""
+    return 4096 if torch.cuda.is_available() else 1024
 
 
 @torch.no_grad()

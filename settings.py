@@ -48,7 +48,7 @@ class Settings:
     batch_size: int = option(8, "Examples per optimizer step, of all processes together.")
     pass_tokens: int | None = option(
         None, "Most tokens in one pass through the model; results do not depend on it. Lower it "
-        "when memory runs out. Default: 512 on a CPU, 4096 on a GPU.")
+        "when memory runs out. Default: 1024 on a CPU, 4096 on a GPU.")
     max_length: int = option(
         512, "Most tokens of prompt and label together; longer texts are cut at their end.")
     rank: int = option(16, "Rank of the LoRA matrices: the adapter's capacity.")

@@ -23,12 +23,11 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-from curve import ROOT, main, plan, train_head, train_words
+from curve import ROOT, main, plan, train_head, train_tfidf
 from datasets import DatasetDict
 from plain import as_conversation, ask, plain_trainer
 from sklearn.metrics import accuracy_score
@@ -39,20 +38,18 @@ from keeping import read_settings, write_json
 from llama import load_model
 from models import load_classifier
 from reading import read_table
-from scoring import Classifier, pick_log_probs, run_decoder
+from reporting import draw
+from scoring import Classifier, default_pass_tokens, pick_log_probs, run_decoder
 
 MESSAGES, ALL = ROOT / "data" / "patient-messages", 880  # its training rows
-SIZES = {"small": (4, 8), "full": (32, ALL)}  # texts to score, and most rows of a split
+SIZES = {"small": (16, 8), "full": (128, ALL)}  # texts to score, and most rows of a split
 
 
-def sample(args: argparse.Namespace, folder: Path, data: Path, rows: int, rest: int) -> str:
-    """Write about so many training rows, and `rest` to validate and to test, as many of each label.
-
-    Returns the folder.
-    """
+def sample(args: argparse.Namespace, folder: Path, data: Path, *sizes: int) -> str:
+    """Write so many rows to train, validate and test, as many of each label; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in main.load_splits(str(data)).items():
-        size, labels = min(rows if name == "train" else rest, args.most), split.unique("label")
+    for (name, split), size in zip(main.load_splits(str(data)).items(), sizes):
+        size, labels = min(size, args.most), split.unique("label")
         some = split.to_pandas().groupby("label").head(-(-size // len(labels)))
         some.to_csv(folder / f"{name}.csv", index=False)
     return str(folder)
@@ -105,10 +102,11 @@ def open_run(folder: Path) -> tuple[Classifier, main.Settings, list[str]]:
 
 
 def score(args: argparse.Namespace, run: int, labels: int, method: str,
-          pass_tokens: int = 512) -> dict[str, float]:
-    """Texts per second of one way to score the test texts of a fine-tuned run."""
+          pass_tokens: int = default_pass_tokens()) -> dict[str, float]:
+    """Seconds per text of one way to score test texts of a fine-tuned run; of few if it is slow."""
     classifier, settings, texts = open_run(args.folders[labels])
-    texts = sorted(texts[:args.texts], key=len)  # for little padding
+    slow = labels > 8 or method == "pairs"
+    texts = sorted(texts[:args.texts // 4 if slow else args.texts], key=len)  # for little padding
     work = replace(classifier, pass_tokens=pass_tokens).scores
     if method == "few-shot":
         examples = main.load_splits(settings.data)["train"]
@@ -126,8 +124,7 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
     classifier.model.get_decoder().register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True)
     answers, seconds = timed(work, texts)
-    figures = {"seconds": seconds, "texts_per_second": len(texts) / seconds,
-               "tokens": sum(read) / len(texts)}
+    figures = {"seconds_per_text": seconds / len(texts), "tokens": sum(read) / len(texts)}
     return figures | ({"no_label": no_label(answers, classifier.labels)}
                       if method == "generate" else {})
 
@@ -139,14 +136,13 @@ def inspect(args: argparse.Namespace, run: int, labels: int, method: str) -> dic
     return {"largest_difference": gaps.max()}
 
 
-def go_plainly(name: str, splits: DatasetDict, seed: int,
-               rank: int) -> tuple[list[str], list[str]]:
-    """Answers of generate() to the test texts, before and after trl's trainer."""
+def go_plainly(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+    """Answers of generate() to the test texts after trl's trainer; it is asked before, too."""
     settings, texts = plan(name, splits["train"], seed, rank), splits["test"]["text"][:]
     labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
     asked = main.default_instruction(labels).replace("{labels}", ", ".join(labels))
     model = load_model(name, main.choose_precision()[0])
-    before = generate(model, tokenizer, asked, 20, texts)
+    generate(model, tokenizer, asked, 20, texts)
     rows = splits.map(as_conversation, fn_kwargs={"instruction": asked},
                       remove_columns=["text", "label"])
     with tempfile.TemporaryDirectory() as folder:
@@ -154,43 +150,36 @@ def go_plainly(name: str, splits: DatasetDict, seed: int,
                                 settings.epochs, settings.learning_rate, seed)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    return before, generate(trainer.model, tokenizer, asked, 20, texts)
+    return generate(trainer.model, tokenizer, asked, 20, texts)
 
 
-TRAINERS = {"ours": train_words, "stock": lambda *given: go_plainly(*given)[1],
-            "head": train_head}
+METHODS = {"stock": go_plainly, "tfidf": train_tfidf, "head": train_head}
 
 
 def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[str, float]:
-    """Rows per second of one epoch, validation included; trained on all rows also test accuracy."""
+    """Seconds of one epoch, validation included, and of the whole job, and accuracy on 200 texts.
+
+    The whole job of ours is `python main.py`, with its baselines; the plain one asks before, too.
+    """
     spent, begin, main.MOST_EPOCHS = [], transformers.Trainer.train, 1
     transformers.Trainer.train = lambda *given, **named: spent.append(
         timed(lambda: begin(*given, **named))[1])
     with tempfile.TemporaryDirectory() as folder:
-        splits = main.load_splits(sample(args, Path(folder), MESSAGES, rows,
-                                         rows if rows == ALL else 8))
-    predicted = TRAINERS[method](args.model, splits, run, 16)
-    figures = {"seconds": spent[0], "rows_per_second": len(splits["train"]) / spent[0]}
-    if rows == ALL:
-        figures["accuracy"] = accuracy_score(splits["test"]["label"][:], predicted)
-    return figures
-
-
-def job(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[str, float]:
-    """Seconds of `python main.py`, or of the plain way on everything, its libraries loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        data, out = sample(args, Path(folder), MESSAGES, rows, rows), Path(folder, "run")
+        data, out = sample(args, Path(folder), MESSAGES, rows, 40, 200), Path(folder, "run")
+        splits = main.load_splits(data)
         if method == "ours":
             _, seconds = timed(partial(subprocess.run, check=True), [
                 sys.executable, ROOT / "main.py", "--model", args.model, "--data", data,
-                "--seed", str(run), "--output-dir", out])
+                "--epochs", "1", "--seed", str(run), "--output-dir", out])
             metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-            return {"seconds": seconds, "accuracy": metrics["systems"]["fine_tuned"]["accuracy"]}
-        splits = main.load_splits(data)
-        (before, after), seconds = timed(go_plainly, args.model, splits, run, 16)
+            spent.append(metrics["training_log"][-1]["train_runtime"])
+            predicted = read_table(out / "predictions.csv", "predicted")["predicted"][:]
+        else:
+            predicted, seconds = timed(METHODS[method], args.model, splits, run, 16)
+    training = spent[0] if spent else seconds  # TF-IDF has no Trainer
     truth, labels = splits["test"]["label"][:], splits["train"].unique("label")
-    return {"seconds": seconds, "accuracy": accuracy_score(truth, after),
-            "no_label_before": no_label(before, labels), "no_label": no_label(after, labels)}
+    return {"job_seconds": seconds, "training_seconds": training, "trained": len(splits["train"]),
+            "accuracy": accuracy_score(truth, predicted), "no_label": no_label(predicted, labels)}
 
 
 def measure(function, *given, **case) -> dict[str, float]:
@@ -221,64 +210,66 @@ def tune(args: argparse.Namespace, folder: Path, *sizes) -> None:
 
 def find_cases(args: argparse.Namespace) -> list[tuple]:
     """All measurements: section, function, and its arguments."""
-    both, rows = list(args.folders), [96, *[ALL] * args.accuracy]
-    scored = [(n, "ours", tokens) for n in both for tokens in (512, 256, 1024, 2048)]
-    scored += [(8, "few-shot", 512), *product(both, ("generate", "pairs"), [512])]
+    both = list(args.folders)
+    sizes = sorted({512, 1024, default_pass_tokens()})
+    scored = [{"labels": n, "method": "ours", "pass_tokens": size} for n in both for size in sizes]
+    scored += [{"labels": n, "method": name} for n in both for name in ("generate", "pairs")]
+    scored += [{"labels": 8, "method": "few-shot"}]
     return [("scoring", inspect, {"labels": n, "method": "inspect"}) for n in both] + [
-        ("scoring", score, dict(zip(("labels", "method", "pass_tokens"), c))) for c in scored] + [
-        ("training", train, {"method": name, "rows": n}) for n in rows for name in TRAINERS] + [
-        ("job", job, {"method": name, "rows": ALL}) for name in ("ours", "plain")]
+        ("scoring", score, case) for case in scored] + [
+        ("training", train, {"method": name, "rows": n})
+        for n in args.rows for name in ("ours", *METHODS)]
 
 
 def spread(values: pd.Series) -> str:
-    """Median (lowest - highest)."""
-    middle, low, high = (f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-                         for value in (values.median(), values.min(), values.max()))
-    return f"{middle} ({low} - {high})"
+    """Median (lowest - highest), or the only value."""
+    known = values.median(), values.min(), values.max()
+    middle, low, high = (f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in known)
+    return f"{middle} ({low} - {high})" if len(values) > 1 else middle
 
 
-def compare(runs: pd.DataFrame, case: str, figure: str) -> pd.DataFrame:
-    """The methods beside each other in every case; all but the figure are medians."""
-    groups = runs.astype({case: int}).groupby([case, "method"], sort=False)
-    medians = groups.median(numeric_only=True)
-    times = medians["seconds"].groupby(level=0).transform(
-        lambda same: same / same.xs("ours", level=1).item())
-    more = medians.reindex(columns=["tokens", "no_label_before", "no_label", "accuracy", "peak_mb",
-                                    "own_mb"]).dropna(axis=1, how="all")
-    table = pd.DataFrame({figure: groups[figure].agg(spread), "times ours": times}).join(more)
-    return table.sort_index(level=0, sort_remaining=False, kind="stable").round(
-        {"no_label_before": 3, "no_label": 3, "accuracy": 3, "peak_mb": 0, "own_mb": 0}).round(
-        {"times ours": 2, "tokens": 1}).astype(object).fillna("")
+def compare(runs: pd.DataFrame, case: str, *figures: str) -> pd.DataFrame:
+    """The methods beside each other in every case; durations are also divided by ours."""
+    groups, columns = runs.groupby([case, "method"], sort=False), []
+    for figure in figures:
+        columns.append(groups[figure].agg(spread))
+        if "seconds" in figure:
+            columns.append(groups[figure].median().groupby(level=0).transform(
+                lambda same: same / same.xs("ours", level=1).item()).round(2).rename("/ ours"))
+    columns += [groups["own_mb"].median().round().astype(int), groups.size().rename("runs")]
+    return pd.concat(columns, axis=1).sort_index(level=0, sort_remaining=False, kind="stable")
 
 
 def tables(results: dict) -> dict[str, pd.DataFrame]:
-    """What was measured; of each section that was. "Times ours" compares durations."""
+    """What was measured, of each section that was: median (lowest - highest)."""
     runs, found = pd.DataFrame(results["runs"]), {}
     parts = dict(list(runs.groupby("section")))
     if "scoring" in parts:
         scored = parts["scoring"].astype({"labels": int})
-        timed = scored[scored["pass_tokens"] == 512]
-        found["scoring"] = compare(timed, "labels", "texts_per_second")
+        usual = scored["pass_tokens"].fillna(default_pass_tokens()) == default_pass_tokens()
+        found["scoring"] = compare(scored[usual & (scored["method"] != "inspect")], "labels",
+                                   "seconds_per_text", "tokens")
         found["pass_tokens"] = scored[scored["method"] == "ours"].astype(
-            {"pass_tokens": int}).pivot_table("texts_per_second", "pass_tokens", "labels", spread)
+            {"pass_tokens": int}).pivot_table("seconds_per_text", "pass_tokens", "labels", spread)
         found["exactness"] = scored[scored["method"] == "inspect"].set_index("labels")[
             ["largest_difference"]]
-    for section, figure in (("training", "rows_per_second"), ("job", "seconds")):
-        if section in parts:
-            found[section] = compare(parts[section], "rows", figure)
+    if "training" in parts:
+        found["training"] = compare(parts["training"].astype({"trained": int}), "trained",
+                                    "training_seconds", "job_seconds", "accuracy")
     return found
 
 
-def draw(results: dict, path: Path) -> None:
-    """Texts and rows per second of the methods, as bars."""
+def draw_times(results: dict, path: Path) -> str:
+    """Draw the accuracy that each method reached against its seconds of training."""
     runs = pd.DataFrame(results["runs"])
-    left, right = matplotlib.figure.Figure((9, 3.5), layout="constrained").subplots(1, 2)
-    runs[runs["pass_tokens"] == 512].astype({"labels": int}).pivot_table(
-        "texts_per_second", "labels", "method", "median")[["ours", "generate", "pairs"]].plot.bar(
-        ax=left, rot=0, ylabel="texts per second", title="Scoring")
-    runs[runs["rows"] < ALL].groupby("method", sort=False)["rows_per_second"].median().plot.bar(
-        ax=right, rot=0, xlabel="", ylabel="rows per second", title="Training")
-    left.figure.savefig(path, dpi=120)
+    runs = runs[runs["section"] == "training"]
+    axes, write = draw((6, 4), path)
+    for method, part in runs.groupby("method", sort=False):
+        points = part.groupby("rows")[["training_seconds", "accuracy"]].mean()
+        axes.plot(points["training_seconds"], points["accuracy"], marker="o", label=method)
+    axes.set_xscale("log")
+    axes.legend()
+    return write(xlabel="seconds of training", ylabel="test accuracy")
 
 
 def describe(args: argparse.Namespace) -> dict[str, str | int | bool]:
@@ -293,13 +284,13 @@ def describe(args: argparse.Namespace) -> dict[str, str | int | bool]:
 
 def bench(argv: list[str] | None = None) -> None:
     """Measure run after run, write after each what is known; print the tables, draw the picture."""
-    sections = ["scoring", "training", "job"]
+    sections = ["scoring", "training"]
     parser = argparse.ArgumentParser(description="Speed and memory beside what is usual.")
     parser.add_argument("--model", default=str(ROOT / "data" / "smollm2"), help="a folder")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--runs", type=int, default=3, help="of each measurement")
     parser.add_argument("--size", choices=SIZES, default="full", help="small: to try that it works")
-    parser.add_argument("--accuracy", action="store_true", help="also train on all rows, for long")
+    parser.add_argument("--rows", type=int, nargs="+", default=[256, ALL], help="to train on")
     parser.add_argument("--banking", type=Path, help="folder of banking77",
                         default=ROOT.parent / "shared" / "datasets" / "banking77")
     parser.add_argument("--run8", type=Path, help="a finished run with the messages' 8 labels; "
@@ -320,7 +311,8 @@ def bench(argv: list[str] | None = None) -> None:
         if not describe(args).items() <= kept.items():
             parser.error(f"{args.output} was measured otherwise: give another --output, or --fresh")
         results = kept
-    for labels, sizes in {8: (MESSAGES, ALL, ALL), 77: (args.banking, 1500, 154)}.items():
+    for labels, sizes in {8: (MESSAGES, ALL, ALL, ALL),
+                          77: (args.banking, 1500, 154, 154)}.items():
         if "scoring" in args.only and labels in args.folders:
             alone(tune, args, args.folders[labels], *sizes)
     for run, (section, function, case) in product(range(args.runs), find_cases(args)):
@@ -332,8 +324,8 @@ def bench(argv: list[str] | None = None) -> None:
             print(results["runs"][-1], flush=True)
     for name, table in tables(results).items():
         print(f"\n{name}\n{table.to_string()}")
-    if {"scoring", "training"} <= {run["section"] for run in results["runs"]}:
-        draw(results, args.output.with_suffix(".png"))
+    if any(run["section"] == "training" for run in results["runs"]):
+        draw_times(results, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

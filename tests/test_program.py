@@ -471,7 +471,7 @@ def test_the_temperature_undoes_overconfidence():
 
     sure, calibrated = main.softmax(scores * 3, axis=1), main.softmax(scores, axis=1)
     assert error(sure) > 0.15 > 0.05 > error(calibrated)
-    table = judging.coverage(truth, calibrated, labels)
+    table = reporting.coverage(truth, calibrated, labels)
     assert [row["accuracy"] for row in table] == sorted(row["accuracy"] for row in table)
 
 
@@ -653,8 +653,8 @@ def test_merging_changes_no_prediction(main_job, tmp_path, capsys):
     _, _, run = main_job
     merged = tmp_path / "merged"
     assert main.main(["merge", "--run", str(run), "--output", str(merged)]) == 0
-    said = re.search(r"on 40 test rows the largest change of a probability is ([\d.]+), and "
-                     r"(\d+) predictions flip", capsys.readouterr().out)
+    said = re.search(r"on 40 test rows the largest change of a probability is ([\d.]+); "
+                     r"predictions that flip: (\d+)", capsys.readouterr().out)
     assert 0 < float(said[1]) < 0.05 and said[2] == "0"  # rounding to bfloat16 is all
     alone = AutoModelForCausalLM.from_pretrained(merged)
     assert alone.dtype == torch.bfloat16 and not hasattr(alone, "peft_config")

@@ -1,0 +1,34 @@
+"""What goes into one pass of the model: texts, labels in groups, rows of a batch."""
+
+import os
+
+from accelerate import PartialState
+
+
+def in_groups(sizes: list[int], room: int) -> list[list[int]]:
+    """Indices of consecutive items whose sizes sum to at most `room`; a larger one goes alone."""
+    groups, used = [], room + 1
+    for index, size in enumerate(sizes):
+        if used + size > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += size
+    return groups
+
+
+def group_labels(completions: list[list[int]], room: int) -> list[tuple[list[int], int]]:
+    """The indices of each group's labels and about how many tokens they take: `room` at most."""
+    order = sorted(range(len(completions)), key=lambda i: completions[i])  # similar ones adjacent
+    shared = [len(os.path.commonprefix([completions[a], completions[b]]))
+              for a, b in zip(order, order[1:])]
+    sizes = [len(completions[i]) - same for i, same in zip(order, [0, *shared])]
+    return [([order[i] for i in group], sum(sizes[i] for i in group))
+            for group in in_groups(sizes, room)]
+
+
+def rows_in_a_pass(batch_size: int, longest: int, pass_tokens: int) -> int:
+    """Training rows that one process takes in a pass, an even part of its share of the batch."""
+    mine = batch_size // PartialState().num_processes
+    return max(rows for rows in range(1, mine + 1)
+               if mine % rows == 0 and (rows * longest <= pass_tokens or rows == 1))
