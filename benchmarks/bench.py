@@ -246,7 +246,7 @@ def tables(results: dict) -> dict[str, pd.DataFrame]:
     parts = dict(list(runs.groupby("section")))
     if "scoring" in parts:
         scored = parts["scoring"].astype({"labels": int})
-        usual = scored["pass_tokens"].fillna(default_pass_tokens()) == default_pass_tokens()
+        usual = scored["pass_tokens"].fillna(results["pass_tokens"]) == results["pass_tokens"]
         found["scoring"] = compare(scored[usual & (scored["method"] != "inspect")], "labels",
                                    "seconds_per_text", "tokens")
         found["pass_tokens"] = scored[scored["method"] == "ours"].astype(
@@ -277,6 +277,7 @@ def describe(args: argparse.Namespace) -> dict[str, str | int | bool]:
     cpu = torch.cpu.get_capabilities()
     return {"model": Path(args.model).name, "size": args.size, "cpu": cpu.get("cpu_name", ""),
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "pass_tokens": default_pass_tokens(),
             **{name: bool(cpu.get(name)) for name in ("avx2", "avx512_bf16")},
             **{name: version(name) for name in ("torch", "transformers", "trl", "peft",
                                                 "bitsandbytes")}}
