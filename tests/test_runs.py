@@ -402,7 +402,7 @@ def test_a_model_stored_in_four_bits(tmp_path, random_llama, tokenizer, argument
     for command in uses(run, merged):
         assert main.main(list(map(str, command))) == 0
     said = capsys.readouterr()
-    change = float(said.out.split("change of a probability is ")[1].split(",")[0])
+    change = float(said.out.split("change of a probability is ")[1].split(";")[0])
     assert change < 0.05 and not said.err
     assert not [warning for warning in recwarn if "quantization_config" in str(warning.message)]
     alone = AutoModelForCausalLM.from_pretrained(merged)
