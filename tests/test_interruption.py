@@ -309,7 +309,7 @@ def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys
     said = capsys.readouterr()
     assert said.err.startswith("main.py: error: out of memory: lower ")
     assert said.err.count("\n") == 1 and "--model" not in said.err
-    assert function != "train" or "memory to train: about 0.0" in said.out
+    assert function != "train" or "memory to train: about 0.1" in said.out
 
 
 @pytest.fixture
