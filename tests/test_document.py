@@ -47,7 +47,6 @@ def emacs(*arguments: object) -> str:
 @needs_emacs
 def test_the_document_tangles_to_the_program(tmp_path, python):
     shutil.copy(README, tmp_path)
-    (tmp_path / "benchmarks").mkdir()
     emacs(tmp_path / "README.org", "-f", "org-babel-tangle")
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py")}
     assert made == TANGLED
