@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from prompts import name_labels
 from settings import Settings
 
 CARD = """---
@@ -87,5 +88,5 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
         rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
         scoreboard=scoreboard, best_epoch=metrics["best_epoch"], epochs=settings.epochs,
         folder=str(folder.resolve()), quantization=FOUR_BITS if settings.quantize else None,
-        instruction=settings.instruction.replace("{labels}", ", ".join(labels)))
+        instruction=name_labels(settings.instruction, labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

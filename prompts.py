@@ -50,6 +50,11 @@ def default_instruction(labels: list[str]) -> str:
     return "Classify the text" + (" as one of: {labels}." if len(labels) <= 20 else ".")
 
 
+def name_labels(instruction: str, labels: list[str]) -> str:
+    """The instruction with the list of labels in place of each {labels}."""
+    return instruction.replace("{labels}", ", ".join(labels))
+
+
 def render(tokenizer, instruction: str, examples: list[tuple[str, str]]) -> list[list[int]]:
     """Token ids between the contents of a chat: the texts and labels of `examples`, then a text."""
     mark = "TEXT-GOES-HERE"
@@ -64,7 +69,7 @@ def render(tokenizer, instruction: str, examples: list[tuple[str, str]]) -> list
 def make_prompt(tokenizer, labels: list[str], instruction: str, max_length: int,
                 examples: list[tuple[str, str]] = ()) -> Prompt:
     """The prompt of a classifier, with `examples` (text, label) as earlier turns."""
-    *pieces, after = render(tokenizer, instruction.replace("{labels}", ", ".join(labels)), examples)
+    *pieces, after = render(tokenizer, name_labels(instruction, labels), examples)
     contents = as_written(tokenizer, [content for example in examples for content in example])
     before = pieces[0] + [t for pair in zip(contents, pieces[1:]) for part in pair for t in part]
     ends = [ids + [tokenizer.eos_token_id] for ids in as_written(tokenizer, labels)]

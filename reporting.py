@@ -96,7 +96,7 @@ def draw_loss(log: list[dict[str, float]], path: Path) -> str:
         if points := [(entry["step"], entry[key]) for entry in log if key in entry]:
             axes.plot(*zip(*points), "-" if key == "loss" else "o-", label=name)
     axes.legend()
-    return write(xlabel="step", ylabel="nats", yscale="log")
+    return write(xlabel="step", ylabel="loss", yscale="log")
 
 
 def best_epoch(log: list[dict[str, float]]) -> dict[str, float]:

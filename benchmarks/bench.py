@@ -37,6 +37,7 @@ from edge import quieten_libraries
 from keeping import read_settings, write_json
 from llama import load_model
 from models import load_classifier
+from prompts import name_labels
 from reading import read_table
 from reporting import draw
 from scoring import Classifier, default_pass_tokens, pick_log_probs, run_decoder
@@ -90,11 +91,6 @@ def generate(model, tokenizer, instruction: str, words: int, texts: list[str]) -
             for answer in ask(model, tokenizer, texts[start:start + 16], instruction, words)]
 
 
-def no_label(answers: list[str], labels: list[str]) -> float:
-    """The share of answers that are none of the labels."""
-    return np.mean([answer not in labels for answer in answers])
-
-
 def open_run(folder: Path) -> tuple[Classifier, main.Settings, list[str]]:
     """The classifier of a finished run, its settings, and its test texts in random order."""
     texts = read_table(folder / "predictions.csv", "text").shuffle(seed=0)["text"][:]
@@ -112,7 +108,7 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
         examples = main.load_splits(settings.data)["train"]
         work = few_shot(examples, classifier, settings.instruction, seed=0).scores
     if method == "generate":
-        named = settings.instruction.replace("{labels}", ", ".join(classifier.labels))
+        named = name_labels(settings.instruction, classifier.labels)
         longest = max(map(len, classifier.prompt.completions.values()))
         work = partial(generate, classifier.model, classifier.tokenizer, named, longest)
     if method == "pairs":
@@ -123,10 +119,8 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
     read = []  # tokens of each pass
     classifier.model.get_decoder().register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True)
-    answers, seconds = timed(work, texts)
-    figures = {"seconds_per_text": seconds / len(texts), "tokens": sum(read) / len(texts)}
-    return figures | ({"no_label": no_label(answers, classifier.labels)}
-                      if method == "generate" else {})
+    _, seconds = timed(work, texts)
+    return {"seconds_per_text": seconds / len(texts), "tokens": sum(read) / len(texts)}
 
 
 def inspect(args: argparse.Namespace, run: int, labels: int, method: str) -> dict[str, float]:
@@ -140,7 +134,7 @@ def go_plainly(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str
     """Answers of generate() to the test texts after trl's trainer; it is asked before, too."""
     settings, texts = plan(name, splits["train"], seed, rank), splits["test"]["text"][:]
     labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
-    asked = main.default_instruction(labels).replace("{labels}", ", ".join(labels))
+    asked = name_labels(main.default_instruction(labels), labels)
     model = load_model(name, main.choose_precision()[0])
     generate(model, tokenizer, asked, 20, texts)
     rows = splits.map(as_conversation, fn_kwargs={"instruction": asked},
@@ -177,9 +171,8 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
         else:
             predicted, seconds = timed(METHODS[method], args.model, splits, run, 16)
     training = spent[0] if spent else seconds  # TF-IDF has no Trainer
-    truth, labels = splits["test"]["label"][:], splits["train"].unique("label")
     return {"job_seconds": seconds, "training_seconds": training, "trained": len(splits["train"]),
-            "accuracy": accuracy_score(truth, predicted), "no_label": no_label(predicted, labels)}
+            "accuracy": accuracy_score(splits["test"]["label"][:], predicted)}
 
 
 def measure(function, *given, **case) -> dict[str, float]:
