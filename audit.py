@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from datasets import Dataset
 
-from prompts import Prompt, as_written
+from prompts import Prompt, token_ids
 from reading import alike, text_keys
 
 
@@ -18,7 +18,7 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
     """Counts of what may be wrong with a split, and the SHA-256 of its texts and labels."""
     lengths, empty, garbled, digest = [], 0, 0, hashlib.sha256()
     for batch in split.iter(1000):
-        lengths += map(len, as_written(tokenizer, batch["text"]))
+        lengths += map(len, token_ids(tokenizer, batch["text"]))
         empty += sum(not text.strip() for text in batch["text"])
         garbled += sum(any(sign in text for sign in GARBLED) for text in batch["text"])
         digest.update(json.dumps(batch).encode())

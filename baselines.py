@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 
+from models import context_length
 from prompts import make_prompt
 
 
@@ -46,17 +47,16 @@ def judge_baselines(splits: DatasetDict) -> Results:
     return results
 
 
-def context_length(model) -> int:
-    """How many tokens the model can take at once; very many where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
+
 
 
 def draw_examples(train: Dataset, labels: list[str], seed: int) -> Iterator[tuple[str, str]]:
     """Texts and labels in random order, one of each class in turn, of the class's shorter texts."""
     random = np.random.default_rng(seed)
     texts = {label: [] for label in labels}
-    for row in random.permutation(len(train)):
-        texts[train[int(row)]["label"]].append(train[int(row)]["text"])
+    rows = list(zip(train["label"][:], train["text"][:]))
+    for label, text in (rows[row] for row in random.permutation(len(rows))):
+        texts[label].append(text)
     for label, same in texts.items():
         usual = np.median([len(text) for text in same])
         texts[label] = [text for text in same if len(text) <= usual]

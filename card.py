@@ -73,7 +73,7 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
     """Write the card of a run from its settings, the counts of its splits and its metrics."""
     base, data = (Path(place).name if Path(place).exists() else place
                   for place in (settings.model, settings.data))
-    tuned = metrics["systems"]["fine_tuned"]
+    folder, tuned = folder.resolve(), metrics["systems"]["fine_tuned"]
     results = [EvalResult(task_type="text-classification", dataset_type=data, dataset_name=data,
                           dataset_split="test", metric_type=name,
                           metric_value=round(tuned[name], 4))

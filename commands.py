@@ -1,11 +1,14 @@
 """What main.py does with a finished run: answer texts, and merge its adapter into its model."""
 
+import contextlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from judging import likeliest
 from keeping import new_output, read_classifier, read_settings, read_tested, write_table
@@ -19,21 +22,23 @@ from settings import MergeSettings, PredictSettings
 def predict(settings: PredictSettings) -> None:
     """Answer every text in its order, after the columns that its file already has."""
     output = new_output(settings.output) if settings.output else None
-    columns = {settings.text_column: settings.texts}
-    if settings.data:
-        table = read_table(Path(settings.data), settings.text_column)
-        columns = {name: table[name][:] for name in table.column_names}
-    names = read_classifier(Path(settings.run))["labels"]
-    own = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in names)}
-    if twice := sorted(own & set(columns)):
-        raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes itself: "
-                         "rename it")
-    classifier = load_classifier(settings.run, settings.model)
-    probabilities = classifier.predict_proba(columns[settings.text_column])
+    columns, first = {settings.text_column: settings.texts}, PartialState().is_main_process
+    with contextlib.redirect_stdout(sys.stderr if first else sys.stdout):  # for answers alone
+        if settings.data:
+            table = read_table(Path(settings.data), settings.text_column)
+            columns = {name: table[name][:] for name in table.column_names}
+        names = read_classifier(Path(settings.run))["labels"]
+        own = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in names)}
+        if twice := sorted(own & set(columns)):
+            raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes "
+                             "itself: rename it")
+        classifier = load_classifier(settings.run, settings.model)
+        probabilities = classifier.predict_proba(columns[settings.text_column])
     answers = {"predicted": likeliest(probabilities, classifier.labels),
                "abstain": (probabilities.max(1) < settings.threshold).tolist()}
     answers |= probability_columns(probabilities, classifier.labels)
-    write_table(output, columns | answers)
+    if first:
+        write_table(output, columns | answers)
 
 
 def merge_adapter(model, quantized: bool):
@@ -61,9 +66,12 @@ def merge(settings: MergeSettings) -> None:
     before = classifier.predict_proba(tested)
     stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
     merged = merge_adapter(classifier.model, run_settings.quantize)
-    merged.to(torch.bfloat16).save_pretrained(output, save_original_format=not stored)
-    classifier.tokenizer.save_pretrained(output)
-    shutil.copy(folder / "classifier.json", output)
+    draft = output.with_name(output.name + ".draft")  # whole or not at all
+    shutil.rmtree(draft, ignore_errors=True)
+    merged.to(torch.bfloat16).save_pretrained(draft, save_original_format=not stored)
+    classifier.tokenizer.save_pretrained(draft)
+    shutil.copy(folder / "classifier.json", draft)
+    draft.rename(output)
     del merged, classifier.model  # one model at a time
     classifier.model = load_model(str(output), choose_precision()[0], quantize=False)
     after = classifier.predict_proba(tested)

@@ -41,12 +41,12 @@ def loading(what: str, name: str, revision: str | None = None) -> Iterator[None]
         if isinstance(error, InputError) or is_out_of_memory(error):
             raise
         for path in sorted(Path(name).glob("*.json")):
-            if not is_json(path):
+            if not is_whole(path):
                 raise InputError(f"{path} is damaged: restore it") from error
         raise cannot_load(error, name, what) from error
 
 
-def is_json(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a file is whole, as far as that can be seen."""
     try:
         json.loads(path.read_bytes())
@@ -95,7 +95,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
     if isinstance(error, (InputError, FloatingPointError)):
         return str(error)
     if is_out_of_memory(error):
-        return "out of memory: lower --pass-tokens, then --max-length and --rank"
+        return ("out of memory: lower --pass-tokens, then --max-length and --rank; for a run that "
+                "has begun, lower pass_tokens in its settings.json")
     if isinstance(error, (OSError, RuntimeError, SafetensorError)) and folder is not None:
         if folder.exists() and shutil.disk_usage(folder).free < 2**20:
             return f"the disk is full: make room, then main.py --resume {folder}"
@@ -146,8 +147,8 @@ def quieten_libraries() -> None:
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command of the program; returns its exit code.
 
-    0, or 1 for what the user can do something about, 130 and 143 when it was stopped, 141 when
-    nobody reads on.
+    0, or 1 for what the user can do something about, 130 when it was interrupted, 141 when nobody
+    reads on. SIGTERM exits with 143.
     """
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     quieten_libraries()

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import log_loss, precision_recall_fscore_support, recall_score
+from sklearn.metrics import log_loss, precision_recall_fscore_support
 
 
 def likeliest(probabilities: np.ndarray, labels: list[str]) -> list[str]:
@@ -45,13 +45,11 @@ def compute_metrics(truth: list[str], probabilities: np.ndarray, labels: list[st
     right, chosen = is_right(truth, probabilities, labels), likeliest(probabilities, labels)
     interval = bootstrap((right,), np.mean, n_resamples=2000, batch=100, method="percentile",
                          rng=0).confidence_interval
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, chosen, labels=labels, average="macro", zero_division=0)
-    balanced = recall_score(truth, chosen, labels=sorted(set(truth)), average="macro")
+    precision, recall, f1, _ = precision_recall_fscore_support(  # of classes there, or chosen
+        truth, chosen, average="macro", zero_division=0)
     metrics = {"accuracy": right.mean(), "accuracy_low": interval.low,
                "accuracy_high": interval.high, "precision": precision, "recall": recall, "f1": f1,
-               "balanced_accuracy": balanced, "seconds": seconds,
-               "log_loss": log_loss(truth, probabilities, labels=labels),
+               "seconds": seconds, "log_loss": log_loss(truth, probabilities, labels=labels),
                "ece": calibration_error(right, probabilities.max(1))}
     return {name: float(value) for name, value in metrics.items()} | {"n": len(truth)}
 

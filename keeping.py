@@ -113,6 +113,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 def read_settings(folder: Path, option_name: str) -> Settings:
     """The settings of a run. Raises InputError if the folder holds none, or they are damaged."""
     path = folder / "settings.json"
+    if path.exists() and not path.stat().st_size and not (folder / "audit.json").exists():
+        raise InputError(f"no run began in {folder}: remove it and start anew")
     try:
         return Settings(**read_json(path))
     except OSError as error:
@@ -123,7 +125,8 @@ def read_settings(folder: Path, option_name: str) -> Settings:
 
 def check_space(folder: Path, trainable: int) -> None:
     """Raise InputError unless three checkpoints, in float32, and the results fit on the disk."""
-    need, free = 40 * trainable + 50e6, shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))  # of a resumed run
+    need, free = 40 * trainable + 50e6 - there, shutil.disk_usage(folder).free
     if free < need:
         raise InputError(f"{folder} has {free / 1e6:,.0f} MB left and the run may need "
                          f"{need / 1e6:,.0f}: make room, or choose another --output-dir")
@@ -218,8 +221,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def forget_run_folder(folder: Path) -> None:
     """Remove what a run that never began has left: its claim, and the folder if that was all."""
     with contextlib.suppress(OSError):  # another process was first, or there is litter in it
-        if all(path.name == "settings.json" or is_litter(path) for path in folder.iterdir()):
-            (folder / "settings.json").unlink()
+        own = [folder / name for name in ("settings.json", "settings.draft", "audit.draft")]
+        if all(path in own or is_litter(path) for path in folder.iterdir()):
+            for path in own:
+                path.unlink(missing_ok=True)
             folder.rmdir()
 
 
@@ -278,7 +283,7 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
     except BaseException as error:
         if began() and isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
             print(f"\nstopped: to continue, main.py --resume {folder}", file=sys.stderr)
-        if line := explain(error, folder):
+        if line := explain(error, folder if began() else None):
             raise InputError(line) from error
         raise
     finally:
@@ -397,7 +402,7 @@ def save_classifier(folder: Path, classifier, settings: Settings) -> None:
     classifier.tokenizer.save_pretrained(folder)
     write_json(folder / "classifier.json", {
         "labels": classifier.labels, "temperature": classifier.temperature,
-        "base": classifier.base, "prompt": identify_prompt(classifier.prompt)})
+        "base": classifier.digest, "prompt": identify_prompt(classifier.prompt)})
     write_json(folder / "settings.json", asdict(settings))
     packages = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate",
                 "scikit-learn"]

@@ -25,7 +25,7 @@ from datasets import Dataset, DatasetDict
 from scipy.special import softmax
 
 from audit import audit_split, balance, print_audit
-from baselines import context_length, judge_base_model, judge_baselines
+from baselines import judge_base_model, judge_baselines
 from card import write_card
 from commands import merge, predict
 from edge import ShowProgress, exit_code, loading
@@ -33,7 +33,7 @@ from keeping import (BEST, KeepBest, MarkComplete, check_resumed, check_space, i
                      newest_checkpoint, read_adapter, run_folder, save_classifier, write_json)
 from llama import add_adapter
 from memory import choose_checkpointing, expect_memory
-from models import check_scoring, choose_model, choose_precision, load_base
+from models import check_scoring, choose_model, choose_precision, context_length, load_base
 from packing import rows_in_a_pass
 from prompts import Prompt, check_prompt, default_instruction, load_tokenizer, make_prompt
 from reading import load_splits
@@ -208,7 +208,7 @@ def do_run(settings: Settings, folder: Path, resume: bool) -> None:
     counts = {name: audit_split(split, base.tokenizer, base.prompt)
               for name, split in splits.items()}
     print_audit(counts)
-    began = {"base": base.base, "prompt": identify_prompt(base.prompt), **counts}
+    began = {"base": base.digest, "prompt": identify_prompt(base.prompt), **counts}
     if resume:
         check_resumed(folder, settings, began)
     first = PartialState().is_main_process

@@ -103,6 +103,7 @@ def choose_checkpointing(expected: int) -> bool:
 
 def expect_memory(config, settings: Settings, number: int, checkpointing: bool) -> int:
     """Bytes that the ledger counts for a run and its scoring, the libraries' own left out."""
+    config = config.get_text_config()
     tokens = min(settings.batch_size * settings.max_length,
                  max(settings.pass_tokens, settings.max_length))
     parts = memory_ledger(config, "qlora" if settings.quantize else "lora", tokens, settings.rank,

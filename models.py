@@ -12,8 +12,8 @@ from keeping import (check_same, find_again, identify, identify_prompt, read_cla
                      read_settings)
 from llama import load_model, score_alone
 from prompts import load_tokenizer, make_prompt
-from reading import InputError
-from scoring import Classifier, score_labels
+from reading import InputError, one_line
+from scoring import Classifier, default_pass_tokens, score_labels
 from settings import HERE, Settings
 
 
@@ -39,6 +39,13 @@ def choose_precision() -> tuple[torch.dtype, str]:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, f"this GPU computes bfloat16 natively{amd}"
     return torch.float16, f"this GPU only emulates bfloat16{amd}"
+
+
+def context_length(model) -> int:
+    """How many tokens the model can take at once, and each see all; very many without a limit."""
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    return min(filter(None, limits), default=10**6)
 
 
 def load_base(settings: Settings, kept: str | None = None):
@@ -84,7 +91,7 @@ def check_scoring(classifier: Classifier) -> None:
     except Exception as error:  # whatever such a mask leads to
         if is_out_of_memory(error) or "CUDA" in str(error):
             raise
-        why = str(error)
+        why = one_line(error)
     raise InputError(f"{why}: choose a Llama, or one built like it, for --model")
 
 
@@ -102,4 +109,5 @@ def load_classifier(run_folder: str | Path, model: str | None = None) -> Classif
         tokenizer, tuned = load_tokenizer(str(folder)), PeftModel.from_pretrained(base, folder)
         prompt = make_prompt(tokenizer, kept["labels"], settings.instruction, settings.max_length)
     check_same(identify_prompt(prompt), kept.get("prompt"), f"the tokenizer in {folder}", "--run")
-    return Classifier(tuned, tokenizer, prompt, kept["temperature"], settings.pass_tokens, digest)
+    pass_tokens = min(settings.pass_tokens, default_pass_tokens())  # it was trained elsewhere?
+    return Classifier(tuned, tokenizer, prompt, kept["temperature"], pass_tokens, digest)

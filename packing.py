@@ -18,7 +18,7 @@ def in_groups(sizes: list[int], room: int) -> list[list[int]]:
 
 
 def group_labels(completions: list[list[int]], room: int) -> list[tuple[list[int], int]]:
-    """The indices of each group's labels and about how many tokens they take: `room` at most."""
+    """The indices of each group's labels, and about how many tokens they take: `room`, or less."""
     order = sorted(range(len(completions)), key=lambda i: completions[i])  # similar ones adjacent
     shared = [len(os.path.commonprefix([completions[a], completions[b]]))
               for a, b in zip(order, order[1:])]

@@ -24,7 +24,7 @@ def load_tokenizer(name: str, revision: str = "main") -> transformers.PreTrained
     return tokenizer
 
 
-def as_written(tokenizer, texts: list[str]) -> list[list[int]]:
+def token_ids(tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of the texts; the names of control tokens in them are ordinary characters."""
     if not len(texts):
         return []
@@ -42,7 +42,7 @@ class Prompt:
 
     def encode(self, tokenizer, texts: list[str]) -> list[list[int]]:
         """Token ids of each text and what follows it; a text too long is cut at its end."""
-        return [ids[:self.text_room] + self.after for ids in as_written(tokenizer, texts)]
+        return [ids[:self.text_room] + self.after for ids in token_ids(tokenizer, texts)]
 
 
 def default_instruction(labels: list[str]) -> str:
@@ -70,15 +70,17 @@ def make_prompt(tokenizer, labels: list[str], instruction: str, max_length: int,
                 examples: list[tuple[str, str]] = ()) -> Prompt:
     """The prompt of a classifier, with `examples` (text, label) as earlier turns."""
     *pieces, after = render(tokenizer, name_labels(instruction, labels), examples)
-    contents = as_written(tokenizer, [content for example in examples for content in example])
+    contents = token_ids(tokenizer, [content for example in examples for content in example])
     before = pieces[0] + [t for pair in zip(contents, pieces[1:]) for part in pair for t in part]
-    ends = [ids + [tokenizer.eos_token_id] for ids in as_written(tokenizer, labels)]
+    ends = [ids + [tokenizer.eos_token_id] for ids in token_ids(tokenizer, labels)]
     room = max_length - len(before) - len(after) - max(map(len, ends))
     return Prompt(before, after, dict(zip(labels, ends)), room)
 
 
 def check_prompt(prompt: Prompt, settings: Settings) -> None:
-    """Raise InputError where texts have no room, or labels cannot be told apart or ended."""
+    """Raise InputError where texts have no room, labels cannot be told apart or ended, or processes
+    cannot share a batch.
+    """
     if any(None in completion for completion in prompt.completions.values()):
         raise InputError(f"the tokenizer of {settings.model} has no token that ends an answer: "
                          "restore its tokenizer_config.json, or choose another --model")
@@ -87,7 +89,7 @@ def check_prompt(prompt: Prompt, settings: Settings) -> None:
                          + ", ".join(prompt.completions))
     if prompt.text_room < 8:
         raise InputError(f"--max-length {settings.max_length} leaves {prompt.text_room} tokens for "
-                         "the text: raise it")
+                         "the text: raise it, or choose a --model that takes more")
     processes = PartialState().num_processes
     if settings.batch_size % processes:
         raise InputError(f"{processes} processes cannot share a batch of {settings.batch_size} "

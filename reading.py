@@ -779,8 +779,12 @@ def find_tables(data: str, wanted: list[str], config: str | None,
         found = DatasetDict(load_dataset(data, config, revision=revision))
     except Exception as error:  # the hub's exceptions have no common class
         raise cannot_load(error, data, "data") from error
-    tables = {SPLIT_NAMES.get(name, name): hub_table(f"the {name} split of {data}", split)
-              for name, split in found.items()}
+    tables = {}
+    for name, split in found.items():
+        if (ours := SPLIT_NAMES.get(name, name)) in tables:
+            raise InputError(f"{tables[ours].name} and its {name} split are both for {ours}: "
+                             "save the right one as a file, and give a folder of files")
+        tables[ours] = hub_table(f"the {name} split of {data}", split)
     if "train" not in tables:
         raise InputError(f"{data} has no train split; there are {', '.join(found)}: "
                          "give one that has")
@@ -935,10 +939,10 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
     splits = without_repeats(splits).flatten_indices()  # read in order, a large file is fast
-    if not all(map(len, splits.values())) or len(splits["test"]) < 2:
+    known = set(splits["train"].unique("label"))
+    if not all(map(len, splits.values())) or len(splits["test"]) < 2 or len(known) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to "
                          "validate or to test: give more examples")
-    known = set(splits["train"].unique("label"))
     for name in ("validation", "test"):
         unknown = sorted(set(splits[name].unique("label")) - known)
         if unknown:

@@ -33,15 +33,16 @@ def scoreboard(systems: dict[str, dict[str, float]]) -> str:
 
 def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[str, float]]) -> str:
     """What fine-tuning was worth, in a sentence; from p = 0.05 on two systems count as level."""
-    clauses, wins = [], False
+    clauses, unbeaten = [], []
     for other, name in (("zero_shot", "the base model"), ("tfidf", "TF-IDF")):
         points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
         p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
         wins = p_value < 0.05 and points > 0
+        unbeaten += [] if wins else [name]
         verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
         chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")
-    advice = "fine-tuning was worth it" if wins else "use TF-IDF"
+    advice = f"use {unbeaten[-1]}" if unbeaten else "fine-tuning was worth it"
     return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here."
 
 
@@ -182,7 +183,7 @@ def print_report(metrics: dict, test: Dataset, labels: list[str],
     print(f"temperature {calibration['temperature']:.2f}: calibration error "
           f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after\n")
     print(f"the surest part of the messages:\n{coverage_table(metrics['coverage'])}\n")
-    print(classification_report(truth, predicted, labels=labels, digits=2, zero_division=0))
+    print(classification_report(truth, predicted, digits=2, zero_division=0))
     print("mistakes the model was surest of:")
     print(show_mistakes(test["text"][:], truth, probabilities, labels))
 

@@ -104,8 +104,9 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
                         use_cache=True).past_key_values
     completions = list(prompt.completions.values())
     scores = np.zeros((len(encoded), len(completions)))
-    groups = group_labels(completions, pass_tokens - max(map(len, encoded), default=0))
-    parts = [(text, group, size) for text in range(len(encoded)) for group, size in groups]
+    rooms = [max(pass_tokens - len(ids), pass_tokens // 4) for ids in encoded]  # some for long ones
+    groups = {room: group_labels(completions, room) for room in set(rooms)}
+    parts = [(text, *part) for text, room in enumerate(rooms) for part in groups[room]]
     bar = progress(len(encoded), "scoring")
     for batch in in_groups([len(encoded[text]) + size for text, _, size in parts], pass_tokens):
         pairs = [(parts[i][0], label) for i in batch for label in parts[i][1]]
@@ -130,7 +131,7 @@ class Classifier:
     prompt: Prompt
     temperature: float = 1.0
     pass_tokens: int = default_pass_tokens()
-    base: str | None = None  # a digest of the base model's files, where it is known
+    digest: str | None = None  # of the base model's files, where it is known
 
     @property
     def labels(self) -> list[str]:

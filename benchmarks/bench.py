@@ -292,7 +292,7 @@ def bench(argv: list[str] | None = None) -> None:
     parser.add_argument("--run77", type=Path, help="the same with the 77 labels of banking77")
     parser.add_argument("--output", type=Path, help="what is in it is not measured again",
                         default=ROOT / "outputs" / "bench.json")
-    parser.add_argument("--fresh", action="store_true", help="forget what is in it")
+
     args = parser.parse_args(argv)
     quieten_libraries()
     args.texts, args.most = SIZES[args.size]
@@ -300,10 +300,10 @@ def bench(argv: list[str] | None = None) -> None:
     if args.run77 or args.banking.is_dir():
         args.folders[77] = args.run77 or args.output.parent / "bench-run77"
     results = describe(args) | {"runs": []}
-    if args.output.exists() and not args.fresh:
+    if args.output.exists():
         kept = json.loads(args.output.read_text("utf-8"))
         if not describe(args).items() <= kept.items():
-            parser.error(f"{args.output} was measured otherwise: give another --output, or --fresh")
+            parser.error(f"{args.output} was measured otherwise: remove it, or name a new --output")
         results = kept
     for labels, sizes in {8: (MESSAGES, ALL, ALL, ALL),
                           77: (args.banking, 1500, 154, 154)}.items():

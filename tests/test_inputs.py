@@ -107,7 +107,7 @@ def test_balancing_repeats_rows_of_rare_classes_alone():
 
 
 def test_labels_that_the_tokenizer_cannot_tell_apart(tokenizer, monkeypatch):
-    monkeypatch.setattr(prompts, "as_written", lambda tokenizer, texts: [[7] for _ in texts])
+    monkeypatch.setattr(prompts, "token_ids", lambda tokenizer, texts: [[7] for _ in texts])
     prompt = main.make_prompt(tokenizer, ["a", "b"], "Which?", 128)
     with pytest.raises(reading.InputError, match="same to the tokenizer"):
         main.check_prompt(prompt, main.Settings())
@@ -178,6 +178,7 @@ LIKE_LLAMA = SMALL | {"intermediate_size": 128, "num_key_value_heads": 2}
     (transformers.Qwen2Config(**LIKE_LLAMA), False),
     (transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, **TOKENS), False),
     (transformers.MistralConfig(sliding_window=8, **LIKE_LLAMA), True),
+    (transformers.MistralConfig(sliding_window=64, **LIKE_LLAMA), False),
     (transformers.FalconConfig(alibi=True, **SMALL), True),  # its positions come from the mask
     (transformers.Lfm2Config(layer_types=["conv", "full_attention"], **LIKE_LLAMA), True),
     (transformers.MambaConfig(state_size=4, **SMALL), True),
@@ -192,8 +193,10 @@ def test_other_architectures_work_or_are_refused(tmp_path, tokenizer, capsys, co
             tmp_path / "run"]
     if refused:
         assert "--model" in refuse(capsys, *argv)
-    else:
-        assert main.main([str(argument) for argument in argv]) == 0
+        return
+    assert main.main([str(argument) for argument in argv]) == 0
+    kept = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert kept["max_length"] == min(512, getattr(config, "sliding_window", None) or 512)
 
 
 def pickled(folder, trace):

@@ -270,6 +270,8 @@ def test_a_claimed_folder_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping.Path, "iterdir", lambda self: iter([]))
     with pytest.raises(reading.InputError, match="another run starts in"):
         keeping.make_run_folder(str(folder))
+    with pytest.raises(reading.InputError, match="no run began in"):  # it was killed
+        keeping.read_settings(folder, "--resume")
 
 
 # Trouble
@@ -370,3 +372,9 @@ def test_two_processes_give_what_one_gives(tmp_path, arguments, finished):
     for row, other in zip(*kept, strict=True):
         assert row["text"] == other["text"]
         assert abs(float(row["p_a"]) - float(other["p_a"])) < 1e-3
+    done = subprocess.run(
+        [torchrun, "--nproc-per-node", "2", "--", ROOT / "main.py", "predict", "--run", folder,
+         "--output", tmp_path / "new.csv", "--texts", "one", "two", "three"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert [row["text"] for row in read_rows(tmp_path / "new.csv")] == ["one", "two", "three"]

@@ -393,3 +393,13 @@ def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
     assert "warning: the test split of someone/data has no labels" in capsys.readouterr().out
     found["dev"] = dataset(["a"], [["x"]], List(Value("string")))
     assert "split of someone/data: row 1 has a list" in refusal(load_splits, "someone/data")
+    found["validation"] = found["train"]
+    assert "are both for validation" in refusal(load_splits, "someone/data")
+
+
+def test_training_is_not_left_with_one_class(tmp_path):
+    """Its other class is only in a text that is also tested, and dropped for that."""
+    write(tmp_path / "train.csv", "text,label\none,a\ntwo,a\nsame,b\n")
+    write(tmp_path / "validation.csv", "text,label\nthree,a\n")
+    write(tmp_path / "test.csv", "text,label\nsame,a\nfour,a\n")
+    assert "too few rows" in refusal(load_splits, str(tmp_path))
