@@ -39,7 +39,7 @@ html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)
 notebook: .venv  ## weave README.org to a notebook, day9.ipynb
 	.venv/bin/python tests/document.py notebook
 
-bench: .venv $(MODEL)  ## measure speed and memory, outputs/bench.json (five to six hours)
+bench: .venv $(MODEL)  ## measure speed and memory, outputs/bench.json (four to five hours)
 	$(PYTHON) benchmarks/bench.py
 
 help:  ## this list

@@ -26,8 +26,9 @@ A LoRA adapter for {base} that sorts texts into {count} classes: {labels}.
 {scoreboard}
 ```
 
-On {n} test rows; *seconds* on the machine that trained. The adapter is the one after epoch
-{best_epoch:.0f} of {epochs}, which had the least log-loss on validation.
+On {n} test rows; *seconds* on the machine that trained, of a resumed run only since then. The
+adapter is the one after epoch {best_epoch:.0f} of {epochs}, which had the least log-loss on
+validation.
 
 ![Loss on training and validation](loss.png)
 
