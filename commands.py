@@ -23,7 +23,7 @@ def predict(settings: PredictSettings) -> None:
     """Answer every text in its order, after the columns that its file already has."""
     output = new_output(settings.output) if settings.output else None
     columns, first = {settings.text_column: settings.texts}, PartialState().is_main_process
-    with contextlib.redirect_stdout(sys.stderr if first else sys.stdout):  # for answers alone
+    with contextlib.redirect_stdout(sys.stderr if first else sys.stdout):  # stdout: answers alone
         if settings.data:
             table = read_table(Path(settings.data), settings.text_column)
             columns = {name: table[name][:] for name in table.column_names}
