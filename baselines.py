@@ -47,9 +47,6 @@ def judge_baselines(splits: DatasetDict) -> Results:
     return results
 
 
-
-
-
 def draw_examples(train: Dataset, labels: list[str], seed: int) -> Iterator[tuple[str, str]]:
     """Texts and labels in random order, one of each class in turn, of the class's shorter texts."""
     random = np.random.default_rng(seed)

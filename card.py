@@ -26,8 +26,8 @@ A LoRA adapter for {base} that sorts texts into {count} classes: {labels}.
 {scoreboard}
 ```
 
-On {n} test rows; *seconds* on the machine that trained, of a resumed run only since then. The
-adapter is the one after epoch {best_epoch:.0f} of {epochs}, which had the least log-loss on
+On {n} test rows; *seconds* on the machine that trained (of a resumed run, since it was resumed).
+The adapter is the one after epoch {best_epoch:.0f} of {epochs}, which had the least log-loss on
 validation.
 
 ![Loss on training and validation](loss.png)
@@ -88,6 +88,6 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
         labels=", ".join(labels), data=data, n=tuned["n"], verdict=metrics["verdict"],
         rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
         scoreboard=scoreboard, best_epoch=metrics["best_epoch"], epochs=settings.epochs,
-        folder=str(folder.resolve()), quantization=FOUR_BITS if settings.quantize else None,
+        folder=str(folder), quantization=FOUR_BITS if settings.quantize else None,
         instruction=name_labels(settings.instruction, labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

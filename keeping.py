@@ -110,10 +110,15 @@ def alone_in(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run has come as far as to keep what it began with, and can be resumed."""
+    return (folder / "audit.json").exists()
+
+
 def read_settings(folder: Path, option_name: str) -> Settings:
     """The settings of a run. Raises InputError if the folder holds none, or they are damaged."""
     path = folder / "settings.json"
-    if path.exists() and not path.stat().st_size and not (folder / "audit.json").exists():
+    if path.exists() and not path.stat().st_size and not has_begun(folder):
         raise InputError(f"no run began in {folder}: remove it and start anew")
     try:
         return Settings(**read_json(path))
@@ -274,20 +279,20 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
                               data if data != Settings.data else None)
     else:
         folder = make_run_folder(settings.output_dir)
-    began = lambda: (folder / "audit.json").exists()
     try:
         with alone_in(folder):
             if (folder / "metrics.json").exists():
                 raise InputError(f"{folder} holds a finished run: there is nothing to resume")
             yield settings, folder
     except BaseException as error:
-        if began() and isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
+        begun = has_begun(folder)
+        if begun and isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
             print(f"\nstopped: to continue, main.py --resume {folder}", file=sys.stderr)
-        if line := explain(error, folder if began() else None):
+        if line := explain(error, folder if begun else None):
             raise InputError(line) from error
         raise
     finally:
-        if not resume and not began():
+        if not resume and not has_begun(folder):
             forget_run_folder(folder)
 
 

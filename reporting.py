@@ -38,7 +38,8 @@ def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[st
         points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
         p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
         wins = p_value < 0.05 and points > 0
-        unbeaten += [] if wins else [name]
+        if not wins:
+            unbeaten.append(name)
         verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
         chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")

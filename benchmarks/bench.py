@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from curve import ROOT, main, plan, train_head, train_tfidf
+from curve import ROOT, main, plan, plot_accuracies, train_head, train_tfidf
 from datasets import DatasetDict
 from plain import as_conversation, ask, plain_trainer
 from sklearn.metrics import accuracy_score
@@ -257,11 +257,9 @@ def draw_times(results: dict, path: Path) -> str:
     runs = pd.DataFrame(results["runs"])
     runs = runs[runs["section"] == "training"]
     axes, write = draw((6, 4), path)
-    for method, part in runs.groupby("method", sort=False):
-        points = part.groupby("rows")[["training_seconds", "accuracy"]].mean()
-        axes.plot(points["training_seconds"], points["accuracy"], marker="o", label=method)
-    axes.set_xscale("log")
-    axes.legend()
+    means = runs.groupby(["method", "rows"])[["training_seconds", "accuracy"]].mean()
+    plot_accuracies(axes, {method: means.loc[method].set_index("training_seconds")["accuracy"]
+                           for method in runs["method"].unique()})
     return write(xlabel="seconds of training", ylabel="test accuracy")
 
 
@@ -292,7 +290,6 @@ def bench(argv: list[str] | None = None) -> None:
     parser.add_argument("--run77", type=Path, help="the same with the 77 labels of banking77")
     parser.add_argument("--output", type=Path, help="what is in it is not measured again",
                         default=ROOT / "outputs" / "bench.json")
-
     args = parser.parse_args(argv)
     quieten_libraries()
     args.texts, args.most = SIZES[args.size]

@@ -130,14 +130,19 @@ def choose_points(sizes: list[int], seeds: int) -> list[tuple]:
                     ("random", sizes[0], 0, 16)]
 
 
+def plot_accuracies(axes, lines: dict[str, pd.Series]) -> None:
+    """Plot the accuracies of each name against their index, on a logarithmic axis."""
+    for name, accuracies in lines.items():
+        axes.plot(accuracies.index, accuracies, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.legend()
+
+
 def draw_curve(points: pd.DataFrame, path: Path) -> str:
     """Draw accuracy against training rows, a line per system, the mean over seeds."""
     axes, write = draw((6, 4), path)
-    for system in ("words", "head", "tfidf"):
-        means = points[points["system"] == system].groupby("rows")["accuracy"].mean()
-        axes.plot(means.index, means, marker="o", label=system)
-    axes.set_xscale("log")
-    axes.legend()
+    means = points.groupby(["system", "rows"])["accuracy"].mean()
+    plot_accuracies(axes, {system: means[system] for system in ("words", "head", "tfidf")})
     sizes = sorted(points["rows"].unique())
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()
