@@ -1,14 +1,11 @@
-"""Token ids of prompts and completions; what a text contains cannot change them."""
+"""Prompts and completions as token ids, whatever a text holds. Written by hand, not tangled."""
 
 from dataclasses import dataclass
 
 import transformers
-from accelerate import PartialState
 from transformers import AutoTokenizer
 
-from reading import InputError
-from settings import Settings
-
+from day9.files import sha256
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}:\n\n"
@@ -16,9 +13,9 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:\n\n{% endif %}")
 
 
-def load_tokenizer(name: str, revision: str = "main") -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer; a base model's gets a plain chat template and a padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
@@ -39,6 +36,11 @@ class Prompt:
     after: list[int]
     completions: dict[str, list[int]]
     text_room: int  # most tokens of a text
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token ids, which another tokenizer or chat template would change."""
+        return sha256([self.before, self.after, self.completions])
 
     def encode(self, tokenizer, texts: list[str]) -> list[list[int]]:
         """Token ids of each text and what follows it; a text too long is cut at its end."""
@@ -71,26 +73,16 @@ def make_prompt(tokenizer, labels: list[str], instruction: str, max_length: int,
     """The prompt of a classifier, with `examples` (text, label) as earlier turns."""
     *pieces, after = render(tokenizer, name_labels(instruction, labels), examples)
     contents = token_ids(tokenizer, [content for example in examples for content in example])
-    before = pieces[0] + [t for pair in zip(contents, pieces[1:]) for part in pair for t in part]
+    before = pieces[0]
+    for content, piece in zip(contents, pieces[1:]):
+        before = before + content + piece
     ends = [ids + [tokenizer.eos_token_id] for ids in token_ids(tokenizer, labels)]
     room = max_length - len(before) - len(after) - max(map(len, ends))
     return Prompt(before, after, dict(zip(labels, ends)), room)
 
 
-def check_prompt(prompt: Prompt, settings: Settings) -> None:
-    """Raise InputError where texts have no room, labels cannot be told apart or ended, or processes
-    cannot share a batch.
-    """
-    if any(None in completion for completion in prompt.completions.values()):
-        raise InputError(f"the tokenizer of {settings.model} has no token that ends an answer: "
-                         "restore its tokenizer_config.json, or choose another --model")
-    if len(set(map(tuple, prompt.completions.values()))) < len(prompt.completions):
-        raise InputError("two labels are the same to the tokenizer: rename one of "
-                         + ", ".join(prompt.completions))
-    if prompt.text_room < 8:
-        raise InputError(f"--max-length {settings.max_length} leaves {prompt.text_room} tokens for "
-                         "the text: raise it, or choose a --model that takes more")
-    processes = PartialState().num_processes
-    if settings.batch_size % processes:
-        raise InputError(f"{processes} processes cannot share a batch of {settings.batch_size} "
-                         "evenly: choose a multiple for --batch-size")
+def context_length(model) -> int:
+    """How many tokens the model can take at once, and each see all; very many without a limit."""
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    return min(filter(None, limits), default=10**6)

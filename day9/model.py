@@ -1,9 +1,10 @@
-# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+"""The Llama: in 4 bits, with an adapter, and one completion scored. Tangled from README.org."""
 
 import os
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
@@ -13,12 +14,12 @@ def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
                               bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
-def load_model(name: str, dtype: torch.dtype, revision: str = "main",
+def load_model(name: str, dtype: torch.dtype,
                quantize: bool = True) -> transformers.PreTrainedModel:
     """The model, computing in `dtype`, its linear layers in 4 bits, on the GPU if there is one."""
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     model = AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
+        name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
         device_map={"": gpu if torch.cuda.is_available() else "cpu"}, trust_remote_code=False,
         **({"quantization_config": four_bits(dtype)} if quantize else {}))
     return keep_trainable(model).eval()  # shown under "A careful trainer"
@@ -30,14 +31,16 @@ def score_alone(model, prompt: list[int], completion: list[int]) -> float:
     log_probs = model(ids).logits[0, len(prompt) - 1:-1].float().log_softmax(-1)
     return log_probs.gather(-1, ids[0, len(prompt):, None]).sum().item()
 
-def add_adapter(model, rank: int, seed: int):
-    """The model wrapped with a LoRA adapter on every linear layer but the output head."""
-    from peft import LoraConfig, get_peft_model
+def lora_config(rank: int, task_type: str = "CAUSAL_LM") -> LoraConfig:
+    """An adapter on every linear layer but the output head."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
+                      task_type=task_type)
 
+
+def add_adapter(model, rank: int, seed: int):
+    """The model wrapped with a LoRA adapter; its first numbers depend on the seed."""
     transformers.set_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
-                        task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    return get_peft_model(model, lora_config(rank))
 
 def keep_trainable(model):
     """Keep bitsandbytes from replacing 4-bit weights with copies that pass on no gradient."""

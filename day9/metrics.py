@@ -1,4 +1,4 @@
-# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+"""Accuracy, precision, recall, F1, confidence, and a fair comparison. Tangled from README.org."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar

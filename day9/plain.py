@@ -1,9 +1,10 @@
-# Generated from README.org: edit that file, then tangle it. Changes made here are lost.
+"""The plain trainer: what trl offers, with little but its defaults. Tangled from README.org."""
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
+
+from day9.model import lora_config
 
 
 def as_conversation(row: dict[str, str], instruction: str) -> dict[str, list[dict[str, str]]]:
@@ -20,9 +21,8 @@ def plain_trainer(model, tokenizer, train: Dataset, validation: Dataset | None, 
         output_dir=folder, num_train_epochs=epochs, learning_rate=learning_rate, seed=seed,
         logging_steps=1, eval_strategy="no" if validation is None else "epoch",
         save_strategy="no", report_to="none", disable_tqdm=True, **cpu)
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=validation,
-                      processing_class=tokenizer, peft_config=adapter)
+                      processing_class=tokenizer, peft_config=lora_config(rank=16))
 
 @torch.no_grad()
 def ask(model, tokenizer, texts: list[str], instruction: str, most: int = 20) -> list[str]:

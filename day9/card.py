@@ -1,11 +1,14 @@
-"""The README.md of a run: a model card, as the hub shows it."""
+"""The README.md of a run: a model card, as the hub shows it. Written by hand, not tangled."""
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from prompts import name_labels
-from settings import Settings
+from day9.model import four_bits
+from day9.prompts import name_labels
+from day9.report import scoreboard
+from day9.settings import Settings
 
 CARD = """---
 {yaml}
@@ -65,12 +68,17 @@ print(tokenizer.decode(answer[0, start:], skip_special_tokens=True))
 the probability of every label.
 """
 
-FOUR_BITS = """BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)"""
+def quantization(settings: Settings) -> str:
+    """The code that loads a base model in 4 bits, as the run did."""
+    if not settings.quantize:
+        return "None"
+    given = {name: value for name, value in four_bits(torch.float32).to_diff_dict().items()
+             if not name.startswith("_")}
+    return f"BitsAndBytesConfig(\n        {', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
 
 def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels: list[str],
-               metrics: dict, scoreboard: str) -> None:
+               metrics: dict) -> None:
     """Write the card of a run from its settings, the counts of its splits and its metrics."""
     base, data = (Path(place).name if Path(place).exists() else place
                   for place in (settings.model, settings.data))
@@ -87,7 +95,7 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
         yaml=facts.to_yaml(), name=folder.name, base=base, count=len(labels),
         labels=", ".join(labels), data=data, n=tuned["n"], verdict=metrics["verdict"],
         rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
-        scoreboard=scoreboard, best_epoch=metrics["best_epoch"], epochs=settings.epochs,
-        folder=str(folder), quantization=FOUR_BITS if settings.quantize else None,
+        scoreboard=scoreboard(metrics["systems"]), best_epoch=metrics["best_epoch"], epochs=settings.epochs,
+        folder=str(folder), quantization=quantization(settings),
         instruction=name_labels(settings.instruction, labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

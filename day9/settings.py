@@ -1,9 +1,11 @@
-"""The command line: every setting, what it does, and what it is when nothing is said."""
+"""The command line: each setting, its help and default. Written by hand, not tangled."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent  # the checkout
+SMALL_LLAMA = HERE / "data" / "smollm2"
+PASS_TOKENS = {"cpu": 1024, "cuda": 4096}  # most in one pass; measured on a CPU, a GPU's is a guess
 
 
 def option(default, help: str):
@@ -48,7 +50,8 @@ class Settings:
     batch_size: int = option(8, "Examples per optimizer step, of all processes together.")
     pass_tokens: int | None = option(
         None, "Most tokens in one pass through the model; results do not depend on it. Lower it "
-        "when memory runs out. Default: 1024 on a CPU, 4096 on a GPU.")
+        f"when memory runs out. Default: {PASS_TOKENS['cpu']} on a CPU, {PASS_TOKENS['cuda']} on a "
+        "GPU.")
     max_length: int = option(
         512, "Most tokens of prompt and label together; longer texts are cut at their end.")
     rank: int = option(16, "Rank of the LoRA matrices: the adapter's capacity.")

@@ -1,4 +1,4 @@
-"""What main.py does with a finished run: answer texts, and merge its adapter into its model."""
+"""What main.py does with a finished run: predict, and merge. Written by hand, not tangled."""
 
 import contextlib
 import shutil
@@ -10,13 +10,47 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from judging import likeliest
-from keeping import new_output, read_classifier, read_settings, read_tested, write_table
-from llama import load_model
-from models import choose_precision, load_classifier
-from reading import InputError, read_table
-from reporting import probability_columns
-from settings import MergeSettings, PredictSettings
+from day9.errors import InputError
+from day9.files import whole
+from day9.hub import check_pointer
+from day9.loading import choose_precision, load_classifier
+from day9.metrics import likeliest
+from day9.model import load_model
+from day9.reading.files import read_table
+from day9.report import probability_columns, write_table
+from day9.runs import read_classifier, read_settings
+from day9.settings import MergeSettings, PredictSettings
+
+
+def new_output(output: str) -> Path:
+    """The path of a result that does not exist yet, in a folder that does.
+
+    Raises InputError where there is something already, or nothing can be written.
+    """
+    path = Path(output)
+    if path.exists() or not path.parent.is_dir():
+        why = "exists already" if path.exists() else "is in a folder that does not exist"
+        raise InputError(f"{path} {why}: name a new --output")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}: name another "
+                         "--output") from error
+    return path
+
+
+def read_tested(folder: Path) -> list[str]:
+    """The first test texts of a finished run. Raises InputError where they are lost."""
+    path = folder / "predictions.csv"
+    try:
+        check_pointer(path)
+    except OSError as error:
+        raise InputError(f"{path} is missing, and merging is measured on its texts: restore it"
+                         ) from error
+    try:
+        return read_table(path, "text")["text"][:200]
+    except InputError as error:
+        raise InputError(f"{path} is damaged: restore it") from error
 
 
 def predict(settings: PredictSettings) -> None:
@@ -28,8 +62,8 @@ def predict(settings: PredictSettings) -> None:
             table = read_table(Path(settings.data), settings.text_column)
             columns = {name: table[name][:] for name in table.column_names}
         names = read_classifier(Path(settings.run))["labels"]
-        own = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in names)}
-        if twice := sorted(own & set(columns)):
+        new = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in names)}
+        if twice := sorted(new & set(columns)):
             raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes "
                              "itself: rename it")
         classifier = load_classifier(settings.run, settings.model)
@@ -66,12 +100,10 @@ def merge(settings: MergeSettings) -> None:
     before = classifier.predict_proba(tested)
     stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
     merged = merge_adapter(classifier.model, run_settings.quantize)
-    draft = output.with_name(output.name + ".draft")  # whole or not at all
-    shutil.rmtree(draft, ignore_errors=True)
-    merged.to(torch.bfloat16).save_pretrained(draft, save_original_format=not stored)
-    classifier.tokenizer.save_pretrained(draft)
-    shutil.copy(folder / "classifier.json", draft)
-    draft.rename(output)
+    with whole(output) as draft:
+        merged.to(torch.bfloat16).save_pretrained(draft, save_original_format=not stored)
+        classifier.tokenizer.save_pretrained(draft)
+        shutil.copy(folder / "classifier.json", draft)
     del merged, classifier.model  # one model at a time
     classifier.model = load_model(str(output), choose_precision()[0], quantize=False)
     after = classifier.predict_proba(tested)

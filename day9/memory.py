@@ -1,15 +1,16 @@
-"""The bytes that training needs, counted on a model that has shapes but no contents."""
+"""The memory that training needs, counted before it is needed. Written by hand, not tangled."""
 
 import copy
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
-from settings import Settings
-
-HEAD_PIECE = 16384  # rows of the output head that are multiplied at a time
+from day9.layout import HEAD_PIECE
+from day9.model import lora_config
+from day9.settings import Settings
 
 
 class CountedAttention(torch.autograd.Function):
@@ -29,11 +30,11 @@ transformers.AttentionInterface.register(
 
 def count_activations(model, tokens: int) -> int:
     """Bytes that the layers of a model on the meta device keep for the gradients of `tokens`."""
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
     kept = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept[StorageWeakRef(tensor.untyped_storage())] = tensor
         return tensor
 
     model.set_attn_implementation("counted")
@@ -41,37 +42,40 @@ def count_activations(model, tokens: int) -> int:
         model.get_decoder()(
             input_ids=torch.ones(1, tokens, dtype=torch.long, device="meta"), use_cache=False,
             attention_mask=torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta"))
-    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items()
-               if at not in weights)
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items()
+               if storage not in weights)
 
 
-def memory_ledger(config, method: str, tokens: int, rank: int, number: int = 2,
+FLOAT32 = 4  # bytes
+NF4 = 1 / 2 + 1 / 64 + 4 / 16384  # bytes per weight: four bits, and scales of blocks in two layers
+
+
+def memory_ledger(config, method: str, tokens: int, rank: int, dtype=torch.bfloat16,
                   checkpointing: bool = True) -> dict[str, int]:
     """Bytes to train by `method` ("full", "lora" or "qlora") on batches of so many tokens.
 
-    The model is built on the meta device, where tensors have shapes but no contents. `number` is
-    the size of a number in bytes. NF4 with double quantization takes half a byte per weight, one
-    more for each 64 weights and four for each 16,384 (Dettmers et al., 2023).
+    The model is built on the meta device, where tensors have shapes but no contents; it computes
+    in `dtype`. NF4 with double quantization: Dettmers et al., 2023.
     """
-    config = config.get_text_config()
+    config, lora = config.get_text_config(), method != "full"
     with torch.device("meta"):
-        dtype = torch.float32 if number == 4 else torch.bfloat16
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         linear = sum(module.weight.numel() for name, module in model.named_modules()
                      if isinstance(module, torch.nn.Linear) and "head" not in name)
         other = model.num_parameters() - linear
-        if method != "full":
-            model = get_peft_model(model, LoraConfig(
-                r=rank, target_modules="all-linear", task_type="CAUSAL_LM")).to(dtype)
+        if lora:
+            model = get_peft_model(model, lora_config(rank)).to(dtype)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = config.num_hidden_layers
     kept = count_activations(model, tokens)
     if checkpointing:  # one layer at a time, and what enters each
-        kept = kept // layers + layers * tokens * config.hidden_size * number
-    weights = int(linear * (1 / 2 + 1 / 64 + 4 / 16384)) if method == "qlora" else number * linear
-    return {"weights": weights + number * other, "adapter": 0 if method == "full" else 4 * trained,
-            "gradients": number * trained if method == "full" else 4 * trained,
-            "optimizer": 12 * trained if method == "full" else 8 * trained, "activations": kept}
+        kept = kept // layers + layers * tokens * config.hidden_size * dtype.itemsize
+    frozen = int(linear * (NF4 if method == "qlora" else dtype.itemsize))
+    return {"weights": frozen + other * dtype.itemsize,
+            "adapter": FLOAT32 * trained if lora else 0,
+            "gradients": (FLOAT32 if lora else dtype.itemsize) * trained,
+            "optimizer": (2 if lora else 3) * FLOAT32 * trained,  # two averages; a copy of weights
+            "activations": kept}
 
 
 PUBLISHED = {  # width, layers, heads, key-value heads, inner width, tied embeddings
@@ -96,17 +100,23 @@ def ledger_table(tokens: int, rank: int) -> list[list[str] | None]:
     return lines
 
 
-def choose_checkpointing(expected: int) -> bool:
-    """Whether to drop activations and compute them again: only where they do not fit."""
-    return torch.cuda.is_available() and expected > 0.8 * torch.cuda.mem_get_info()[0]
-
-
-def expect_memory(config, settings: Settings, number: int, checkpointing: bool) -> int:
+def expect_memory(config, settings: Settings, dtype: torch.dtype, checkpointing: bool) -> int:
     """Bytes that the ledger counts for a run and its scoring, the libraries' own left out."""
     config = config.get_text_config()
     tokens = min(settings.batch_size * settings.max_length,
                  max(settings.pass_tokens, settings.max_length))
     parts = memory_ledger(config, "qlora" if settings.quantize else "lora", tokens, settings.rank,
-                          number, checkpointing)
-    logits = settings.pass_tokens * HEAD_PIECE * 8 + HEAD_PIECE * config.hidden_size * 4
+                          dtype, checkpointing)
+    logits = settings.pass_tokens * HEAD_PIECE * 8 + HEAD_PIECE * config.hidden_size * FLOAT32
     return sum(parts.values()) + logits
+
+
+def choose_checkpointing(config, settings: Settings, dtype: torch.dtype) -> bool:
+    """Whether to drop activations and compute them again, where they do not fit; says what fits."""
+    expected = expect_memory(config, settings, dtype, checkpointing=False)
+    gpu = torch.cuda.is_available()
+    if recompute := gpu and expected > 0.8 * torch.cuda.mem_get_info()[0]:
+        expected = expect_memory(config, settings, dtype, checkpointing=True)
+    print(f"memory to train: about {expected / 1e9:.2f} GB beside the libraries' own"
+          + (", activations computed again" if recompute else ""))
+    return recompute

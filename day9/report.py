@@ -1,6 +1,10 @@
-"""What a run says of its results: tables, pictures, predictions."""
+"""What a run says of its results: tables, pictures, answers. Written by hand, not tangled."""
 
+import codecs
 import contextlib
+import csv
+import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,10 +16,12 @@ from matplotlib import font_manager
 from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
-from baselines import Results
-from judging import calibration_bins, compare, compute_metrics, is_right, likeliest
-from keeping import validation_entries, write_table
-from reading import shortened
+from day9.baselines import Results
+from day9.checkpoints import best_epoch
+from day9.classifier import Classifier
+from day9.errors import shortened
+from day9.files import whole
+from day9.metrics import calibration_bins, compare, compute_metrics, is_right, likeliest
 
 
 def scoreboard(systems: dict[str, dict[str, float]]) -> str:
@@ -101,11 +107,6 @@ def draw_loss(log: list[dict[str, float]], path: Path) -> str:
     return write(xlabel="step", ylabel="loss", yscale="log")
 
 
-def best_epoch(log: list[dict[str, float]]) -> dict[str, float]:
-    """The entry of the epoch with the least validation log-loss."""
-    return min(validation_entries(log), key=lambda entry: entry["validation_loss"])
-
-
 def draw_reliability(truth: list[str], before: np.ndarray, after: np.ndarray, labels: list[str],
                      path: Path) -> str:
     """Draw accuracy against confidence, in bins, before and after temperature scaling."""
@@ -157,10 +158,10 @@ def show_mistakes(texts: list[str], truth: list[str], probabilities: np.ndarray,
                      f"{' '.join(texts[i].split())[:200]}" for i in wrong)
 
 
-def compute_report(truth: list[str], labels: list[str], scores: np.ndarray, temperature: float,
-                   results: Results, log: list[dict]) -> dict:
+def compute_report(truth: list[str], tuned: Classifier, scores: np.ndarray, results: Results,
+                   log: list[dict]) -> dict:
     """All figures of a run, as metrics.json keeps them; `scores` (rows, labels) are of the test."""
-    probabilities = results["fine_tuned"][0]
+    labels, probabilities = tuned.labels, results["fine_tuned"][0]
     systems = {name: compute_metrics(truth, answered, labels, seconds)
                for name, (answered, seconds) in results.items()}
     comparisons = {f"fine_tuned_vs_{other}": compare(truth, probabilities, results[other][0],
@@ -168,7 +169,7 @@ def compute_report(truth: list[str], labels: list[str], scores: np.ndarray, temp
     raw = compute_metrics(truth, softmax(scores, axis=1), labels, 0)
     return {"systems": systems, "comparisons": comparisons,
             "verdict": verdict(systems, comparisons),
-            "calibration": {"temperature": temperature} | {
+            "calibration": {"temperature": tuned.temperature} | {
                 f"{name}_{when}": metrics[name] for name in ("ece", "log_loss")
                 for when, metrics in (("before", raw), ("after", systems["fine_tuned"]))},
             "coverage": coverage(truth, probabilities, labels),
@@ -187,6 +188,26 @@ def print_report(metrics: dict, test: Dataset, labels: list[str],
     print(classification_report(truth, predicted, digits=2, zero_division=0))
     print("mistakes the model was surest of:")
     print(show_mistakes(test["text"][:], truth, probabilities, labels))
+
+
+def write_table(path: Path | None, columns: dict[str, list]) -> None:
+    """Write columns to a new csv or jsonl file, whole or not at all; without one, print JSON.
+
+    Every text in a csv file is quoted, so that one of any characters is read back as it is.
+    """
+    rows = zip(*columns.values())
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escape = path is None and codecs.lookup(encoding).name != "utf-8"
+    lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=escape) for row in rows)
+    if path is None:
+        for line in lines:
+            print(line)
+        return
+    with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            csv.writer(file, quoting=csv.QUOTE_NONNUMERIC).writerows([list(columns), *rows])
+        else:
+            file.writelines(line + "\n" for line in lines)
 
 
 def probability_columns(probabilities: np.ndarray, labels: list[str]) -> dict[str, list[float]]:

@@ -1,0 +1,89 @@
+"""All labels of all texts scored in few passes, and the classifier. Tangled from README.org."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from scipy.special import softmax
+
+from day9.layout import lay_out, run_decoder, token_log_probs
+from day9.metrics import likeliest
+from day9.passes import group_labels, in_groups
+from day9.progress import progress
+from day9.prompts import Prompt
+from day9.settings import PASS_TOKENS
+
+
+def default_pass_tokens() -> int:
+    """The most tokens in one pass: a GPU is busy only with many."""
+    return PASS_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+
+
+@torch.no_grad()
+def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: int) -> np.ndarray:
+    """Log-probability (texts, labels) of every label after every encoded text."""
+    model.eval()
+    trunk = torch.tensor([prompt.before], device=model.device)
+    cache = transformers.DynamicCache()
+    run_decoder(model, input_ids=trunk, cache=cache, use_cache=True)  # which fills it
+    completions = list(prompt.completions.values())
+    scores = np.zeros((len(encoded), len(completions)))
+    rooms = [max(pass_tokens - len(ids), pass_tokens // 4) for ids in encoded]  # some for long ones
+    groups = {room: group_labels(completions, room) for room in set(rooms)}
+    parts = [(text, *part) for text, room in enumerate(rooms) for part in groups[room]]
+    bar = progress(len(encoded), "scoring")
+    for batch in in_groups([len(encoded[text]) + size for text, _, size in parts], pass_tokens):
+        pairs = [(parts[i][0], label) for i in batch for label in parts[i][1]]
+        layout = lay_out([encoded[text] for text, _ in pairs],
+                         [completions[label] for _, label in pairs], len(prompt.before))
+        layout = {name: tensor.to(model.device) for name, tensor in layout.items()}
+        log_probs = token_log_probs(model, **layout, cache=cache).cpu()
+        cache.crop(-layout["input_ids"].shape[1])  # the trunk stays for the next pass
+        lengths = [len(completions[label]) for _, label in pairs]
+        for pair, part in zip(pairs, log_probs.split(lengths)):
+            scores[pair] = part.sum().item()
+        bar.update(parts[batch[-1]][0] + 1 - bar.n)
+    bar.close()
+    return scores
+
+@dataclass
+class Classifier:
+    """A causal language model that answers with one of its labels."""
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    prompt: Prompt
+    temperature: float = 1.0
+    pass_tokens: int = field(default_factory=default_pass_tokens)
+    digest: str | None = None  # of the base model's files, where it is known
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, in the order of the columns of `predict_proba`."""
+        return list(self.prompt.completions)
+
+    def scores(self, texts: list[str]) -> np.ndarray:
+        """Log-probability of every label for every text, (texts, labels)."""
+        if isinstance(texts, str):
+            raise TypeError("give a list of texts, not one text")
+        state, blocks = PartialState(), []
+        for start in range(0, max(1, len(texts)), 10_000):  # token ids take more room than texts
+            block = texts[start:start + 10_000]
+            share = block[state.process_index::state.num_processes]  # processes share the work
+            found = score_labels(self.model, self.prompt.encode(self.tokenizer, share),
+                                 self.prompt, self.pass_tokens)
+            blocks.append(np.empty((len(block), len(self.labels))))
+            for process, scores in enumerate(gather_object([found])):
+                blocks[-1][process::state.num_processes] = scores
+        return np.concatenate(blocks)
+
+    def predict_proba(self, texts: list[str]) -> np.ndarray:
+        """Probability of every label for every text, (texts, labels); rows sum to 1."""
+        return softmax(self.scores(texts) / self.temperature, axis=1)
+
+    def predict(self, texts: list[str]) -> list[str]:
+        """The likeliest label of every text."""
+        return likeliest(self.predict_proba(texts), self.labels)

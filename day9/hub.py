@@ -1,0 +1,107 @@
+"""What the hub answers, for models and data: asked once, and refusals explained in one line.
+
+Written by hand, not tangled.
+"""
+
+from pathlib import Path
+
+import datasets
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from day9.errors import InputError, one_line
+
+NOT_CACHED = ("the cache does not hold it, and the hub does not answer or HF_HUB_OFFLINE is set: "
+              "check --{name}, try again, or name a folder")
+HUB_REMEDIES = {  # by the name of the exception; the first that fits
+    "GatedRepoError": "its owner gives access on request: ask for it on its page on the hub, and "
+                      "log in with `hf auth login`",
+    "RevisionNotFoundError": "there is no such revision: check --{revision}",
+    "RepositoryNotFoundError": "there is no such file or folder, and the hub shows nothing of that "
+                               "name: check --{name}, and if it is private log in with "
+                               "`hf auth login`",
+    "HFValidationError": "there is no such file or folder, and nothing on the hub can have that "
+                         "name: check --{name}",
+    "TransportError": "the download broke off: try again",
+    "LocalEntryNotFoundError": NOT_CACHED,
+    "ConnectionError": NOT_CACHED,
+    "HfHubHTTPError": "the hub refuses the login: log in again with `hf auth login`",
+}
+REFUSED = (401, 403, 404)  # status codes of an answer; others, such as 503, are none
+
+
+def ask_hub(name: str, option_name: str, revision: str | None) -> bool:
+    """Ask the hub once for a model or dataset; True where only this machine's cache can answer.
+
+    `option_name` is "model" or "data". Prints a warning if the hub does not
+    answer, and raises what it answers if it refuses.
+    """
+    if Path(name).exists():
+        return False
+    if is_offline_mode():
+        return True
+    if option_name == "model":
+        url = hf_hub_url(name, "config.json", revision=revision)
+    else:
+        url = hf_hub_url(name, f"{name.split('/')[-1]}.py", repo_type="dataset", revision=revision)
+    try:
+        get_hf_file_metadata(url)
+    except EntryNotFoundError:
+        return False  # there is such a repository, and that was the question
+    except Exception as error:  # what keeps the hub from answering has no common public class
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
+            raise
+        print(f"warning: the hub does not answer ({one_line(error)}): "
+              "only its cache on this machine is used")
+        return True
+    return False
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and those it was raised from, the first cause last."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or (
+            None if chain[-1].__suppress_context__ else chain[-1].__context__):
+        chain.append(cause)
+    return chain
+
+
+def cache_at_fault(chain: list[BaseException]) -> str | None:
+    """The cache that could not be written and why, if that is among the causes."""
+    for folder in (constants.HF_HOME, constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE):
+        for cause in chain:
+            if isinstance(cause, OSError) and isinstance(cause.filename, str | Path):
+                cache, tried = Path(folder), Path(cause.filename)
+                missing = isinstance(cause, FileNotFoundError) and cache.exists()
+                if not missing and (cache.is_relative_to(tried) or tried.is_relative_to(cache)):
+                    return f"{cache} ({cause.strerror})"
+    return None
+
+
+def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
+    """What to say when a folder or something on the hub cannot be loaded.
+
+    `option_name` is "model", "run" or "data".
+    """
+    chain = causes(error)
+    kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]
+    if cache := cache_at_fault(chain):
+        return InputError(f"downloads cannot be kept in {cache}: set HF_HOME to a folder that can "
+                          "be written")
+    known = next((remedy for kind, remedy in HUB_REMEDIES.items() if kind in kinds), None)
+    if known:
+        revision = "revision" if option_name == "model" else "data-revision"
+        remedy = known.format(name=option_name, revision=revision)
+    else:
+        several = "onfig name" in str(error) or "BuilderConfig" in str(error)
+        among = ", and choose a configuration with --data-config" if several else ""
+        remedy = f"{one_line(chain[-1])}: check --{option_name}{among}"
+    return InputError(f"cannot load the {option_name} {name}: {remedy}")
+
+
+def check_pointer(path: Path) -> None:
+    """Raise InputError for a file that only says where git-lfs keeps the real one."""
+    with path.open("rb") as file:
+        if file.read(18) == b"version https://gi":
+            raise InputError(f"{path} is a pointer of git-lfs, not the file: get it with "
+                             "git lfs pull")

@@ -1,0 +1,248 @@
+"""Base models and finished runs, found, checked and loaded. Written by hand, not tangled."""
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+
+from day9.classifier import Classifier, default_pass_tokens, score_labels
+from day9.errors import InputError, is_out_of_memory, one_line
+from day9.files import digests, sha256
+from day9.hub import cannot_load, check_pointer
+from day9.model import load_model, score_alone
+from day9.prompts import Prompt, context_length, default_instruction, load_tokenizer, make_prompt
+from day9.runs import check_same, find_again, read_classifier, read_json, read_settings
+from day9.settings import SMALL_LLAMA, Settings
+from day9.training import default_epochs, default_learning_rate
+
+MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
+BASE_FILES = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def choose_model(asked: str | None) -> tuple[str, str]:
+    """The model to load, and the reason."""
+    if asked:
+        return asked, "it was asked for"
+    if torch.cuda.is_available():
+        return "unsloth/Llama-3.2-1B-Instruct", "there is a CUDA GPU, which can carry it"
+    if (SMALL_LLAMA / "config.json").exists():
+        return str(SMALL_LLAMA), "there is no CUDA GPU, and this small Llama runs on two CPU cores"
+    return ("HuggingFaceTB/SmolLM2-135M-Instruct",
+            "there is no CUDA GPU, and tools/smollm2.py has not made its local copy")
+
+
+def choose_precision() -> tuple[torch.dtype, str]:
+    """The number format to compute in, and the reason; the weights rest in 4 bits all the same."""
+    if not torch.cuda.is_available():
+        apple = ", and Apple's GPU is not used" if torch.backends.mps.is_available() else ""
+        return torch.float32, f"it is the exact format of a CPU{apple}"
+    amd = " (not tested on ROCm)" if torch.version.hip else ""
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, f"this GPU computes bfloat16 natively{amd}"
+    return torch.float16, f"this GPU only emulates bfloat16{amd}"
+
+
+# Files
+
+
+def find_model(name: str, revision: str | None) -> Path:
+    """The folder of a model: the one of that name, or one that the hub's files are kept in.
+
+    Raises InputError where neither can be had, or a file is missing.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+        except Exception as error:  # the hub's exceptions have no common class
+            raise cannot_load(error, name, "model") from error
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder} is a run, an adapter beside its model: merge the two with "
+                         f"main.py merge --run {folder} --output NEW, then give --model NEW")
+    return folder
+
+
+@contextlib.contextmanager
+def reading_files(folder: Path, what: str, name: str) -> Iterator[None]:
+    """Turn what fails inside, where the files of a "model" or "run" are read, into an InputError.
+
+    `name` is how the user calls it.
+    """
+    try:
+        for path in folder.glob("*.*"):
+            if path.suffix in (".json", ".jinja", ".safetensors"):
+                check_pointer(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # random without them
+            yield
+    except Exception as error:  # file system and readers of weights share no exception
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        for path in sorted(folder.glob("*.json")):
+            if not is_json(path):
+                raise InputError(f"{path} is damaged: restore it") from error
+        raise cannot_load(error, name, what) from error
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is whole, as far as that can be seen."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def check_stored(name: str, stored: dict | None, quantize: bool) -> None:
+    """Raise InputError if a model's weights are stored as no adapter can be trained beside them."""
+    if stored and not stored.get("load_in_4bit"):
+        raise InputError(f"{name} is stored as {stored.get('quant_method')}: choose a --model that "
+                         "is not quantized, or one in the 4 bits of bitsandbytes")
+    if stored and not quantize:
+        raise InputError(f"{name} is stored in 4 bits: leave out --no-quantize, or choose the "
+                         "--model that was quantized to make it")
+
+
+def identify(folder: Path) -> str:
+    """The digest of a model's config and weights.
+
+    The version of the library that wrote the config does not count.
+    """
+    found = digests(path for path in folder.iterdir() if BASE_FILES.fullmatch(path.name))
+    config = read_json(folder / "config.json") | {"transformers_version": None}
+    return sha256(found | {"config.json": config})
+
+
+def load_files(settings: Settings, kept: str | None = None):
+    """The base model, its tokenizer, the settings with its commit on the hub, and its digest.
+
+    Raises InputError if it cannot be loaded, or the digest is not the one that a run has `kept`.
+    """
+    name, folder = settings.model, find_model(settings.model, settings.revision)
+    commit = None if Path(name).exists() else folder.name
+    with reading_files(folder, "model", name):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        stored = getattr(config, "quantization_config", None)
+        check_stored(name, stored, settings.quantize)
+        model = load_model(str(folder), choose_precision()[0], settings.quantize and not stored)
+        tokenizer = load_tokenizer(str(folder))
+    known = kept and commit and commit == settings.revision  # the files of a commit do not change
+    digest = kept if known else identify(folder)
+    check_same(digest, kept, name, "--model")
+    return model, tokenizer, replace(settings, revision=commit or settings.revision), digest
+
+
+# Checks
+
+
+def check_prompt(prompt: Prompt, settings: Settings) -> None:
+    """Raise InputError where labels cannot be told apart or ended, texts have no room, or processes
+    cannot share a batch.
+    """
+    if any(None in completion for completion in prompt.completions.values()):
+        raise InputError(f"the tokenizer of {settings.model} has no token that ends an answer: "
+                         "restore its tokenizer_config.json, or choose another --model")
+    if len(set(map(tuple, prompt.completions.values()))) < len(prompt.completions):
+        raise InputError("two labels are the same to the tokenizer: rename one of "
+                         + ", ".join(prompt.completions))
+    if prompt.text_room < 8:
+        raise InputError(f"--max-length {settings.max_length} leaves {prompt.text_room} tokens for "
+                         "the text: raise it, or choose a --model that takes more")
+    processes = PartialState().num_processes
+    if settings.batch_size % processes:
+        raise InputError(f"{processes} processes cannot share a batch of {settings.batch_size} "
+                         "evenly: choose a multiple for --batch-size")
+
+
+@torch.no_grad()
+def largest_gap(classifier: Classifier, texts: list[list[int]], together: np.ndarray) -> float:
+    """How far the scores (texts, labels) of up to eight labels are from scores of each alone."""
+    prompt, completions = classifier.prompt, list(classifier.prompt.completions.values())
+    tried = np.linspace(0, len(completions) - 1, min(8, len(completions))).astype(int)
+    alone = [[score_alone(classifier.model, prompt.before + ids, completions[i]) for i in tried]
+             for ids in texts]
+    return float(np.abs(together[:, tried] - alone).max())
+
+
+def check_scoring(classifier: Classifier) -> None:
+    """Raise InputError if the model's architecture does not accept the mask of a layout.
+
+    Wrong scores are off by whole nats; rounding in half precision by a tenth.
+    """
+    model, prompt = classifier.model, classifier.prompt
+    texts = prompt.encode(classifier.tokenizer, ["a", "a text that is longer than the other one"])
+    why = f"a {model.config.model_type} model cannot score labels in one pass"
+    try:
+        together = score_labels(model, texts, prompt, classifier.pass_tokens)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error) or "CUDA" in str(error):
+            raise
+        why = one_line(error)
+    else:
+        if largest_gap(classifier, texts, together) < (0.02 if model.dtype == torch.float32 else 0.5):
+            return
+    raise InputError(f"{why}: choose a Llama, or one built like it, for --model")
+
+
+# Classifiers
+
+
+def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]:
+    """The base model as a classifier of the labels of the training rows, and the settings with all
+    choices filled in; says what was chosen, and why.
+
+    Raises InputError where the model cannot be loaded, or cannot do what is asked of it.
+    """
+    name, reason = choose_model(settings.model)
+    settings = replace(settings, model=str(Path(name).resolve()) if Path(name).exists() else name)
+    dtype, why = choose_precision()
+    print(f"model: {settings.model}, because {reason}")
+    print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
+          f"because {why}", flush=True)
+    model, tokenizer, settings, digest = load_files(settings)
+    rows, labels = train["label"][:], sorted(train.unique("label"))
+    settings = replace(
+        settings, instruction=settings.instruction or default_instruction(labels),
+        epochs=settings.epochs or default_epochs(rows),
+        learning_rate=settings.learning_rate or default_learning_rate(model),
+        pass_tokens=settings.pass_tokens or default_pass_tokens(),
+        max_length=min(settings.max_length, context_length(model)))
+    print(f"epochs: {settings.epochs}, with {len(rows) / len(labels):,.0f} rows per class")
+    print(f"learning rate: {settings.learning_rate:.2g}, for a model "
+          f"{model.config.get_text_config().hidden_size} wide")
+    with reading_files(Path(settings.model), "model", settings.model):
+        prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
+    check_prompt(prompt, settings)
+    classifier = Classifier(model, tokenizer, prompt, 1.0, settings.pass_tokens, digest)
+    check_scoring(classifier)
+    return classifier, settings
+
+
+def load_classifier(run_folder: str | Path, model: str | None = None) -> Classifier:
+    """The fine-tuned classifier of a run. Raises InputError if the folder holds none.
+
+    `model` is the place of its base model, if that has moved.
+    """
+    folder = Path(run_folder)
+    settings, kept = find_again(read_settings(folder, "--run"), model), read_classifier(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name} is missing: restore it")
+    base, _, settings, digest = load_files(settings, kept.get("base"))
+    with reading_files(folder, "run", str(folder)):
+        tokenizer, tuned = load_tokenizer(str(folder)), PeftModel.from_pretrained(base, folder)
+        prompt = make_prompt(tokenizer, kept["labels"], settings.instruction, settings.max_length)
+    check_same(prompt.digest, kept.get("prompt"), f"the tokenizer in {folder}", "--run")
+    pass_tokens = min(settings.pass_tokens, default_pass_tokens())  # it was trained elsewhere?
+    return Classifier(tuned, tokenizer, prompt, kept["temperature"], pass_tokens, digest)

@@ -1,0 +1,93 @@
+"""Single values as strings, spelled as they were written. Written by hand, not tangled."""
+
+import json
+import re
+from datetime import date, time, timedelta
+from decimal import Decimal
+
+import numpy as np
+
+
+class Number(str):
+    """A number as it was written in JSON."""
+
+
+class Repeated:
+    """Stands for the values of a name that a JSON object gives more than once."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+ONE_PER_ROW = "give one text and one label per row"
+NOT_PLAIN = {  # what it is called, and the remedy
+    list: ("a list", ONE_PER_ROW),
+    dict: ("an object", ONE_PER_ROW),
+    bytes: ("bytes", "store strings"),
+    Repeated: ("more than one value", "keep one"),
+}
+NUMBERS = (bool, int, float, np.floating, Decimal, Number)
+PLAIN = (str, *NUMBERS, date, time, timedelta)
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 cannot
+
+
+def is_missing(value: object) -> bool:
+    """True for None and for what is not a number, such as NaN."""
+    return value is None or isinstance(value, PLAIN) and value != value
+
+
+def as_written(value: object) -> str | None:
+    """A string, number or date as a string; None where it is missing.
+
+    Raises ValueError, with a kind and a remedy, for anything else.
+    """
+    if is_missing(value):
+        return None
+    if not isinstance(value, PLAIN):
+        kind = type(value)
+        raise ValueError(*NOT_PLAIN.get(kind, (f"a {kind.__name__}", "store strings")))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if LONE_SURROGATE.search(text):
+        raise ValueError("half a character (a lone surrogate)", "remove it")
+    return text
+
+
+def text_of(value: object) -> str:
+    """A text as_written. Raises ValueError as that does, and where it is missing."""
+    text = as_written(value)
+    if text is None:
+        raise ValueError("no text", "fill it in or remove the row")
+    return text
+
+
+def label_of(value: object) -> str:
+    """A label as_written. Raises ValueError as that does, and where it is missing or blank."""
+    label = as_written(value)
+    if label is None or not label.strip():
+        raise ValueError("no label", "fill it in or remove the row")
+    return label
+
+
+def in_json(value: object) -> str:
+    """A value in JSON, with numbers as they were written. Raises ValueError as as_written does."""
+    if isinstance(value, dict):
+        items = (f"{in_json(name)}: {in_json(item)}" for name, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(in_json, value))}]"
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    text = as_written(value)
+    if text is None:
+        return "null"
+    return text if isinstance(value, NUMBERS) else json.dumps(text, ensure_ascii=False)
+
+
+def in_one_string(value: object) -> str | None:
+    """as_written where that is possible, in_json otherwise. Raises ValueError as they do."""
+    return as_written(value) if value is None or isinstance(value, PLAIN) else in_json(value)
+
+
+def normalised(text: str) -> str:
+    """The same for texts that differ in case and white space alone."""
+    return " ".join(text.casefold().split())
