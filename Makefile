@@ -1,14 +1,14 @@
 .DEFAULT_GOAL := run
 .PHONY: run setup test tangle readme check html notebook bench help
 PYTHON := HF_HUB_OFFLINE=1 .venv/bin/python
-MODEL := data/smollm2/made.json
+MODELS := data/smollm2/made.json data/minilm/made.json
 
-run: .venv $(MODEL)  ## the main job: fine-tune, score before and after (the default)
+run: .venv $(MODELS)  ## the main job: fine-tune, score before and after (the default)
 	.venv/bin/python main.py
 
-setup: .venv $(MODEL)  ## what everything else needs: .venv and data/smollm2, the small Llama
+setup: .venv $(MODELS)  ## what everything else needs: .venv, and the small models in data/
 
-test: .venv $(MODEL)  ## the tests, offline
+test: .venv $(MODELS)  ## the tests, offline
 	$(PYTHON) -m pytest -q tests
 
 .venv: requirements.txt constraints.txt  # made anew when the requirements change
@@ -18,29 +18,29 @@ test: .venv $(MODEL)  ## the tests, offline
 	    pytest nbformat nbclient ipykernel pygments -c constraints.txt || (rm -rf .venv; exit 1)
 	touch .venv
 
-$(MODEL): data/smollm2.py | .venv
-	.venv/bin/python data/smollm2.py
+$(MODELS): data/%/made.json: tools/%.py | .venv
+	.venv/bin/python -m tools.$*
 	touch $@
 
 tangle:  ## write the program from README.org (Emacs)
 	emacs -Q --batch README.org -f org-babel-tangle
 
-readme: .venv $(MODEL)  ## measure what is missing, evaluate and weave README.org (half an hour)
-	$(PYTHON) benchmarks/curve.py --seeds 1
-	$(PYTHON) tests/document.py readme
-	$(PYTHON) tests/document.py notebook
+readme: .venv $(MODELS)  ## measure what is missing, evaluate and weave README.org (half an hour)
+	$(PYTHON) -m benchmarks.curve --seeds 1
+	$(PYTHON) -m tools.document readme
+	$(PYTHON) -m tools.document notebook
 
-check: .venv $(MODEL)  ## fail where README.org shows what it no longer prints (half an hour)
-	$(PYTHON) tests/document.py check
+check: .venv $(MODELS)  ## fail where README.org shows what it no longer prints (half an hour)
+	$(PYTHON) -m tools.document check
 
 html: .venv  ## weave README.org to one page, outputs/README.html (Emacs)
-	.venv/bin/python tests/document.py html
+	.venv/bin/python -m tools.document html
 
 notebook: .venv  ## weave README.org to a notebook, day9.ipynb
-	.venv/bin/python tests/document.py notebook
+	.venv/bin/python -m tools.document notebook
 
-bench: .venv $(MODEL)  ## measure speed and memory, outputs/bench.json (four to five hours)
-	$(PYTHON) benchmarks/bench.py
+bench: .venv $(MODELS)  ## measure speed and memory, outputs/bench.json (four to five hours)
+	$(PYTHON) -m benchmarks.bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

@@ -1,7 +1,7 @@
-"""Speed and memory of main.py beside what is usual, on the CPU: bench.py --help.
+"""Speed and memory of main.py beside what is usual, on the CPU: python -m benchmarks.bench --help.
 
 Each figure comes from a process of its own, forked from this one, which only imports: its peak
-memory is then the measurement's.
+memory is then the measurement's. Written by hand, not tangled.
 """
 
 import argparse
@@ -27,32 +27,38 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from curve import ROOT, main, plan, plot_accuracies, train_head, train_tfidf
 from datasets import DatasetDict
-from plain import as_conversation, ask, plain_trainer
 from sklearn.metrics import accuracy_score
 
-from baselines import few_shot
-from edge import quieten_libraries
-from keeping import read_settings, write_json
-from llama import load_model
-from models import load_classifier
-from prompts import name_labels
-from reading import read_table
-from reporting import draw
-from scoring import Classifier, default_pass_tokens, pick_log_probs, run_decoder
+import main
+from benchmarks.curve import plan, plot_accuracies, train_head, train_tfidf
+from day9 import training
+from day9.baselines import few_shot
+from day9.classifier import Classifier, default_pass_tokens
+from day9.errors import quieten_libraries
+from day9.files import write_json
+from day9.layout import pick_log_probs, run_decoder
+from day9.loading import choose_precision, load_classifier
+from day9.model import load_model
+from day9.plain import as_conversation, ask, plain_trainer
+from day9.prompts import default_instruction, load_tokenizer, name_labels
+from day9.reading.files import read_table
+from day9.reading.splits import load_splits
+from day9.report import draw
+from day9.runs import read_settings
+from day9.settings import HERE, SMALL_LLAMA, Settings
 
-MESSAGES, ALL = ROOT / "data" / "patient-messages", 880  # its training rows
+MESSAGES, ALL = Path(Settings.data), 880  # its training rows
 SIZES = {"small": (16, 8), "full": (128, ALL)}  # texts to score, and most rows of a split
 
 
 def sample(args: argparse.Namespace, folder: Path, data: Path, *sizes: int) -> str:
     """Write so many rows to train, validate and test, as many of each label; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (name, split), size in zip(main.load_splits(str(data)).items(), sizes):
+    for (name, split), size in zip(load_splits(str(data)).items(), sizes):
         size, labels = min(size, args.most), split.unique("label")
-        some = split.to_pandas().groupby("label").head(-(-size // len(labels)))
-        some.to_csv(folder / f"{name}.csv", index=False)
+        rows = split.to_pandas().groupby("label").head(-(-size // len(labels)))
+        rows.to_csv(folder / f"{name}.csv", index=False)
     return str(folder)
 
 
@@ -91,7 +97,7 @@ def generate(model, tokenizer, instruction: str, words: int, texts: list[str]) -
             for answer in ask(model, tokenizer, texts[start:start + 16], instruction, words)]
 
 
-def open_run(folder: Path) -> tuple[Classifier, main.Settings, list[str]]:
+def open_run(folder: Path) -> tuple[Classifier, Settings, list[str]]:
     """The classifier of a finished run, its settings, and its test texts in random order."""
     texts = read_table(folder / "predictions.csv", "text").shuffle(seed=0)["text"][:]
     return load_classifier(folder), read_settings(folder, "--run8"), texts
@@ -104,8 +110,8 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str,
     slow = labels > 8 or method == "pairs"
     texts = sorted(texts[:args.texts // 4 if slow else args.texts], key=len)  # for little padding
     work = replace(classifier, pass_tokens=pass_tokens).scores
-    if method == "few-shot":
-        examples = main.load_splits(settings.data)["train"]
+    if method == "few_shot":
+        examples = load_splits(settings.data)["train"]
         work = few_shot(examples, classifier, settings.instruction, seed=0).scores
     if method == "generate":
         named = name_labels(settings.instruction, classifier.labels)
@@ -133,37 +139,37 @@ def inspect(args: argparse.Namespace, run: int, labels: int, method: str) -> dic
 def go_plainly(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
     """Answers of generate() to the test texts after trl's trainer; it is asked before, too."""
     settings, texts = plan(name, splits["train"], seed, rank), splits["test"]["text"][:]
-    labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
-    asked = name_labels(main.default_instruction(labels), labels)
-    model = load_model(name, main.choose_precision()[0])
-    generate(model, tokenizer, asked, 20, texts)
-    rows = splits.map(as_conversation, fn_kwargs={"instruction": asked},
+    labels, tokenizer = sorted(splits["train"].unique("label")), load_tokenizer(name)
+    instruction = name_labels(default_instruction(labels), labels)
+    model = load_model(name, choose_precision()[0])
+    generate(model, tokenizer, instruction, 20, texts)
+    rows = splits.map(as_conversation, fn_kwargs={"instruction": instruction},
                       remove_columns=["text", "label"])
     with tempfile.TemporaryDirectory() as folder:
         trainer = plain_trainer(model, tokenizer, rows["train"], rows["validation"], folder,
                                 settings.epochs, settings.learning_rate, seed)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    return generate(trainer.model, tokenizer, asked, 20, texts)
+    return generate(trainer.model, tokenizer, instruction, 20, texts)
 
 
-METHODS = {"stock": go_plainly, "tfidf": train_tfidf, "head": train_head}
+METHODS = {"plain": go_plainly, "tfidf": train_tfidf, "head": train_head}
 
 
 def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[str, float]:
     """Seconds of one epoch, validation included, and of the whole job, and accuracy on 200 texts.
 
-    The whole job of ours is `python main.py`, with its baselines; the plain one asks before, too.
+    The whole job is `python main.py`, with its baselines; the plain one asks before, too.
     """
-    spent, begin, main.MOST_EPOCHS = [], transformers.Trainer.train, 1
+    spent, begin, training.MOST_EPOCHS = [], transformers.Trainer.train, 1
     transformers.Trainer.train = lambda *given, **named: spent.append(
         timed(lambda: begin(*given, **named))[1])
     with tempfile.TemporaryDirectory() as folder:
         data, out = sample(args, Path(folder), MESSAGES, rows, 40, 200), Path(folder, "run")
-        splits = main.load_splits(data)
-        if method == "ours":
+        splits = load_splits(data)
+        if method == "fine_tuned":
             _, seconds = timed(partial(subprocess.run, check=True), [
-                sys.executable, ROOT / "main.py", "--model", args.model, "--data", data,
+                sys.executable, HERE / "main.py", "--model", args.model, "--data", data,
                 "--epochs", "1", "--seed", str(run), "--output-dir", out])
             metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
             spent.append(metrics["training_log"][-1]["train_runtime"])
@@ -205,13 +211,14 @@ def find_cases(args: argparse.Namespace) -> list[tuple]:
     """All measurements: section, function, and its arguments."""
     both = list(args.folders)
     sizes = sorted({512, 1024, default_pass_tokens()})
-    scored = [{"labels": n, "method": "ours", "pass_tokens": size} for n in both for size in sizes]
+    scored = [{"labels": n, "method": "one_pass", "pass_tokens": size}
+              for n in both for size in sizes]
     scored += [{"labels": n, "method": name} for n in both for name in ("generate", "pairs")]
-    scored += [{"labels": 8, "method": "few-shot"}]
+    scored += [{"labels": 8, "method": "few_shot"}]
     return [("scoring", inspect, {"labels": n, "method": "inspect"}) for n in both] + [
         ("scoring", score, case) for case in scored] + [
         ("training", train, {"method": name, "rows": n})
-        for n in args.rows for name in ("ours", *METHODS)]
+        for n in args.rows for name in ("fine_tuned", *METHODS)]
 
 
 def spread(values: pd.Series) -> str:
@@ -221,14 +228,14 @@ def spread(values: pd.Series) -> str:
     return f"{middle} ({low} - {high})" if len(values) > 1 else middle
 
 
-def compare(runs: pd.DataFrame, case: str, *figures: str) -> pd.DataFrame:
-    """The methods beside each other in every case; durations are also divided by ours."""
+def compare(runs: pd.DataFrame, case: str, ours: str, *figures: str) -> pd.DataFrame:
+    """The methods beside each other in every case; durations are also divided by our method's."""
     groups, columns = runs.groupby([case, "method"], sort=False), []
     for figure in figures:
         columns.append(groups[figure].agg(spread))
         if "seconds" in figure:
             columns.append(groups[figure].median().groupby(level=0).transform(
-                lambda same: same / same.xs("ours", level=1).item()).round(2).rename("/ ours"))
+                lambda same: same / same.xs(ours, level=1).item()).round(2).rename("times"))
     columns += [groups["own_mb"].median().round().astype(int), groups.size().rename("runs")]
     return pd.concat(columns, axis=1).sort_index(level=0, sort_remaining=False, kind="stable")
 
@@ -241,14 +248,14 @@ def tables(results: dict) -> dict[str, pd.DataFrame]:
         scored = parts["scoring"].astype({"labels": int})
         usual = scored["pass_tokens"].fillna(results["pass_tokens"]) == results["pass_tokens"]
         found["scoring"] = compare(scored[usual & (scored["method"] != "inspect")], "labels",
-                                   "seconds_per_text", "tokens")
-        found["pass_tokens"] = scored[scored["method"] == "ours"].astype(
+                                   "one_pass", "seconds_per_text", "tokens")
+        found["pass_tokens"] = scored[scored["method"] == "one_pass"].astype(
             {"pass_tokens": int}).pivot_table("seconds_per_text", "pass_tokens", "labels", spread)
         found["exactness"] = scored[scored["method"] == "inspect"].set_index("labels")[
             ["largest_difference"]]
     if "training" in parts:
         found["training"] = compare(parts["training"].astype({"trained": int}), "trained",
-                                    "training_seconds", "job_seconds", "accuracy")
+                                    "fine_tuned", "training_seconds", "job_seconds", "accuracy")
     return found
 
 
@@ -278,18 +285,18 @@ def bench(argv: list[str] | None = None) -> None:
     """Measure run after run, write after each what is known; print the tables, draw the picture."""
     sections = ["scoring", "training"]
     parser = argparse.ArgumentParser(description="Speed and memory beside what is usual.")
-    parser.add_argument("--model", default=str(ROOT / "data" / "smollm2"), help="a folder")
+    parser.add_argument("--model", default=str(SMALL_LLAMA), help="a folder")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--runs", type=int, default=3, help="of each measurement")
     parser.add_argument("--size", choices=SIZES, default="full", help="small: to try that it works")
     parser.add_argument("--rows", type=int, nargs="+", default=[256, ALL], help="to train on")
     parser.add_argument("--banking", type=Path, help="folder of banking77",
-                        default=ROOT.parent / "shared" / "datasets" / "banking77")
+                        default=HERE.parent / "shared" / "datasets" / "banking77")
     parser.add_argument("--run8", type=Path, help="a finished run with the messages' 8 labels; "
                         "made beside the output where there is none")
     parser.add_argument("--run77", type=Path, help="the same with the 77 labels of banking77")
     parser.add_argument("--output", type=Path, help="what is in it is not measured again",
-                        default=ROOT / "outputs" / "bench.json")
+                        default=HERE / "outputs" / "bench.json")
     args = parser.parse_args(argv)
     quieten_libraries()
     args.texts, args.most = SIZES[args.size]

@@ -1,8 +1,7 @@
-"""Test accuracy after training on few and on many examples: words, a head, and TF-IDF."""
+"""Test accuracy after training on few and on many examples. Written by hand, not tangled."""
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,63 +10,60 @@ import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from peft import get_peft_model
 from sklearn.metrics import accuracy_score
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import main
-from baselines import fit_tfidf
-from edge import quieten_libraries
-from judging import likeliest
-from keeping import write_json
-from llama import add_adapter, four_bits, keep_trainable, load_model
-from reading import split_off
-from reporting import draw
-from scoring import Classifier
-
+from day9 import training
+from day9.baselines import fit_tfidf
+from day9.classifier import Classifier
+from day9.errors import quieten_libraries
+from day9.files import write_json
+from day9.loading import choose_precision
+from day9.metrics import likeliest
+from day9.model import add_adapter, four_bits, keep_trainable, load_model, lora_config
+from day9.prompts import default_instruction, load_tokenizer, make_prompt
+from day9.reading.splits import load_splits, split_off
+from day9.report import SYSTEM_NAMES, draw
+from day9.settings import HERE, SMALL_LLAMA, Settings
 
 HEAD_LEARNING_RATE = 1e-3  # the best on validation of 2e-4, 5e-4 and 1e-3, 32 messages
 
 VALIDATION_ROWS = 40  # to choose an epoch by; with few examples there would not be more
 
 
-def plan(name: str, train: Dataset, seed: int, rank: int) -> main.Settings:
+def plan(name: str, train: Dataset, seed: int, rank: int) -> Settings:
     """The program's default settings for so many rows."""
     width = transformers.AutoConfig.from_pretrained(name).hidden_size
-    return main.Settings(model=name, epochs=main.default_epochs(train["label"][:]), rank=rank,
-                         learning_rate=0.5 / width, seed=seed)
+    return Settings(model=name, epochs=training.default_epochs(train["label"][:]), rank=rank,
+                    learning_rate=0.5 / width, seed=seed)
 
 
-def train_words(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+def train_fine_tuned(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
     """The predictions of a Llama that was trained to write the label."""
-    labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
-    prompt = main.make_prompt(tokenizer, labels, main.default_instruction(labels), 512)
-    model = add_adapter(load_model(name, main.choose_precision()[0]), rank, seed)
-    tuned, rows = Classifier(model, tokenizer, prompt), main.training_rows(
+    labels, tokenizer = sorted(splits["train"].unique("label")), load_tokenizer(name)
+    prompt = make_prompt(tokenizer, labels, default_instruction(labels), 512)
+    model = add_adapter(load_model(name, choose_precision()[0]), rank, seed)
+    tuned, rows = Classifier(model, tokenizer, prompt), training.training_rows(
         splits["train"], tokenizer, prompt)
     with tempfile.TemporaryDirectory() as folder:
-        main.train(tuned, rows, splits["validation"], plan(name, splits["train"], seed, rank),
-                   Path(folder))
+        training.train(tuned, rows, splits["validation"],
+                       plan(name, splits["train"], seed, rank), Path(folder))
     return tuned.predict(splits["test"]["text"][:])
 
 
 def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
     """The same with a classification head; the epoch with the least validation loss counts."""
-    from peft import LoraConfig, get_peft_model
-
-    labels, tokenizer = sorted(splits["train"].unique("label")), main.load_tokenizer(name)
+    labels, tokenizer = sorted(splits["train"].unique("label")), load_tokenizer(name)
     numbered = splits.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512) | {
         "label": labels.index(row["label"])}, remove_columns=["text"])
     transformers.set_seed(seed)
-    dtype, _ = main.choose_precision()
+    dtype, _ = choose_precision()
     config = four_bits(dtype)
     config.llm_int8_skip_modules = ["score"]  # the head is new, and trained as it is
     model = keep_trainable(transformers.AutoModelForSequenceClassification.from_pretrained(
         name, dtype=dtype, quantization_config=config, num_labels=len(labels),
         pad_token_id=tokenizer.pad_token_id))
-    model = get_peft_model(model, LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS"))
+    model = get_peft_model(model, lora_config(rank, "SEQ_CLS"))
     settings = plan(name, splits["train"], seed, rank)
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
@@ -90,16 +86,16 @@ def train_tfidf(name: str, splits: DatasetDict, seed: int, rank: int) -> list[st
 
 
 def train_control(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
-    """As train_words, but from random weights in place of the pretrained ones."""
+    """As train_fine_tuned, but from random weights in place of the pretrained ones."""
     with tempfile.TemporaryDirectory() as folder:
         transformers.set_seed(seed)
         config = transformers.AutoConfig.from_pretrained(name)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        main.load_tokenizer(name).save_pretrained(folder)
-        return train_words(folder, splits, seed, rank)
+        load_tokenizer(name).save_pretrained(folder)
+        return train_fine_tuned(folder, splits, seed, rank)
 
 
-SYSTEMS = {"words": train_words, "head": train_head, "tfidf": train_tfidf,
+SYSTEMS = {"fine_tuned": train_fine_tuned, "head": train_head, "tfidf": train_tfidf,
            "random": train_control}
 
 
@@ -112,8 +108,9 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[tuple]) -> 
             continue
         train, validation, start = splits["train"], splits["validation"], time.perf_counter()
         part = train if rows >= len(train) else split_off(train, rows, seed)[1]
-        few = validation if system == "tfidf" else split_off(validation, VALIDATION_ROWS, 0)[1]
-        chosen = DatasetDict(splits | {"train": part, "validation": few})
+        if system != "tfidf":
+            validation = split_off(validation, VALIDATION_ROWS, 0)[1]
+        chosen = DatasetDict(splits | {"train": part, "validation": validation})
         predicted = SYSTEMS[system](name, chosen, seed, rank)
         accuracy = accuracy_score(splits["test"]["label"][:], predicted)
         kept.append({"system": system, "rows": rows, "seed": seed, "rank": rank,
@@ -125,15 +122,15 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[tuple]) -> 
 def choose_points(sizes: list[int], seeds: int) -> list[tuple]:
     """The learning curve, seed by seed, then ranks and the control on the first size."""
     curve = [(system, rows, seed, 16) for seed in range(seeds) for rows in sizes
-             for system in ("tfidf", "words", "head")]
-    return curve + [("words", sizes[0], 0, 1), ("words", sizes[0], 0, 64),
+             for system in ("tfidf", "fine_tuned", "head")]
+    return curve + [("fine_tuned", sizes[0], 0, 1), ("fine_tuned", sizes[0], 0, 64),
                     ("random", sizes[0], 0, 16)]
 
 
 def plot_accuracies(axes, lines: dict[str, pd.Series]) -> None:
     """Plot the accuracies of each name against their index, on a logarithmic axis."""
     for name, accuracies in lines.items():
-        axes.plot(accuracies.index, accuracies, marker="o", label=name)
+        axes.plot(accuracies.index, accuracies, marker="o", label=SYSTEM_NAMES.get(name, name))
     axes.set_xscale("log")
     axes.legend()
 
@@ -142,7 +139,7 @@ def draw_curve(points: pd.DataFrame, path: Path) -> str:
     """Draw accuracy against training rows, a line per system, the mean over seeds."""
     axes, write = draw((6, 4), path)
     means = points.groupby(["system", "rows"])["accuracy"].mean()
-    plot_accuracies(axes, {system: means[system] for system in ("words", "head", "tfidf")})
+    plot_accuracies(axes, {system: means[system] for system in ("fine_tuned", "head", "tfidf")})
     sizes = sorted(points["rows"].unique())
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()
@@ -151,13 +148,13 @@ def draw_curve(points: pd.DataFrame, path: Path) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Accuracy with few and with many examples.")
-    parser.add_argument("--model", default=str(ROOT / "data" / "smollm2"), help="folder or hub id")
-    parser.add_argument("--data", default=str(ROOT / "data" / "patient-messages"))
+    parser.add_argument("--model", default=str(SMALL_LLAMA), help="folder or hub id")
+    parser.add_argument("--data", default=Settings.data)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512, 880])
     parser.add_argument("--seeds", type=int, default=2, help="draws of the examples per size")
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "curve.json",
+    parser.add_argument("--output", type=Path, default=HERE / "outputs" / "curve.json",
                         help="what is in it already is not measured again")
     args = parser.parse_args()
     quieten_libraries()
-    measure(args.output, args.model, main.load_splits(args.data),
+    measure(args.output, args.model, load_splits(args.data),
             choose_points(args.sizes, args.seeds))

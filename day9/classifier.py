@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from day9.layout import lay_out, run_decoder, token_log_probs
 from day9.metrics import likeliest
-from day9.passes import group_labels, in_groups
+from day9.passes import plan_passes
 from day9.progress import progress
 from day9.prompts import Prompt
 from day9.settings import PASS_TOKENS
@@ -20,7 +20,6 @@ from day9.settings import PASS_TOKENS
 def default_pass_tokens() -> int:
     """The most tokens in one pass: a GPU is busy only with many."""
     return PASS_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-
 
 @torch.no_grad()
 def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: int) -> np.ndarray:
@@ -31,12 +30,8 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
     run_decoder(model, input_ids=trunk, cache=cache, use_cache=True)  # which fills it
     completions = list(prompt.completions.values())
     scores = np.zeros((len(encoded), len(completions)))
-    rooms = [max(pass_tokens - len(ids), pass_tokens // 4) for ids in encoded]  # some for long ones
-    groups = {room: group_labels(completions, room) for room in set(rooms)}
-    parts = [(text, *part) for text, room in enumerate(rooms) for part in groups[room]]
     bar = progress(len(encoded), "scoring")
-    for batch in in_groups([len(encoded[text]) + size for text, _, size in parts], pass_tokens):
-        pairs = [(parts[i][0], label) for i in batch for label in parts[i][1]]
+    for pairs in plan_passes(encoded, completions, pass_tokens):  # of a text and a label
         layout = lay_out([encoded[text] for text, _ in pairs],
                          [completions[label] for _, label in pairs], len(prompt.before))
         layout = {name: tensor.to(model.device) for name, tensor in layout.items()}
@@ -45,7 +40,7 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
         lengths = [len(completions[label]) for _, label in pairs]
         for pair, part in zip(pairs, log_probs.split(lengths)):
             scores[pair] = part.sum().item()
-        bar.update(parts[batch[-1]][0] + 1 - bar.n)
+        bar.update(pairs[-1][0] + 1 - bar.n)  # texts come in their order
     bar.close()
     return scores
 

@@ -1,6 +1,7 @@
 """What goes into one pass of the model: rows, texts, labels. Written by hand, not tangled."""
 
 import os
+from collections.abc import Iterator
 
 from accelerate import PartialState
 
@@ -25,6 +26,19 @@ def group_labels(completions: list[list[int]], room: int) -> list[tuple[list[int
     sizes = [len(completions[i]) - same for i, same in zip(order, [0, *shared])]
     return [([order[i] for i in group], sum(sizes[i] for i in group))
             for group in in_groups(sizes, room)]
+
+
+def plan_passes(texts: list[list[int]], completions: list[list[int]],
+                pass_tokens: int) -> Iterator[list[tuple[int, int]]]:
+    """The pairs (text, label) of each pass, in the order of the texts.
+
+    That is several texts with all labels, or one text with a group of them.
+    """
+    rooms = [max(pass_tokens - len(ids), pass_tokens // 4) for ids in texts]  # some for long ones
+    groups = {room: group_labels(completions, room) for room in set(rooms)}
+    parts = [(text, *part) for text, room in enumerate(rooms) for part in groups[room]]
+    for batch in in_groups([len(texts[text]) + size for text, _, size in parts], pass_tokens):
+        yield [(parts[i][0], label) for i in batch for label in parts[i][1]]
 
 
 def rows_in_a_pass(batch_size: int, longest: int, pass_tokens: int) -> int:

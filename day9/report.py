@@ -24,6 +24,9 @@ from day9.files import whole
 from day9.metrics import calibration_bins, compare, compute_metrics, is_right, likeliest
 
 
+SYSTEM_NAMES = {"fine_tuned": "fine-tuned", "plain": "plain trainer", "tfidf": "TF-IDF"}
+
+
 def scoreboard(systems: dict[str, dict[str, float]]) -> str:
     """The metrics as text, one line per system."""
     names = ["precision", "recall", "f1", "log_loss", "ece"]

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import edge  # noqa: E402
 import main  # noqa: E402
+from day9.errors import quieten_libraries  # noqa: E402
+from day9.prompts import default_instruction, load_tokenizer, make_prompt  # noqa: E402
 
 LABELS = ["appointments", "billing", "billing and insurance", "test results"]
 TINY = ROOT / "tests" / "tiny-llama"
@@ -20,13 +21,13 @@ TINY = ROOT / "tests" / "tiny-llama"
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
-    edge.quieten_libraries()
+    quieten_libraries()
     torch.set_num_threads(1)  # models this small are not faster on more
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return main.load_tokenizer(str(TINY))
+    return load_tokenizer(str(TINY))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def random_llama(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def prompt(tokenizer):
-    return main.make_prompt(tokenizer, LABELS, main.default_instruction(LABELS), 128)
+    return make_prompt(tokenizer, LABELS, default_instruction(LABELS), 128)
 
 
 def read_rows(path):

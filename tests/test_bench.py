@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, write_rows
 
-import main
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import bench
+from benchmarks import bench
+from day9 import training
 
 
 def write_splits(folder, sizes, labels):
@@ -34,7 +31,7 @@ def options(tmp_path_factory, random_llama, finished):
                            ["card_arrival", "card_lost", "top_up"])
     given = ["--model", random_llama, "--size", "small", "--runs", "1", "--rows", "8", "--run8",
              str(finished), "--banking", str(banking), "--output", str(folder / "bench.json")]
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "bench.py", *given], text=True,
+    done = subprocess.run([sys.executable, "-m", "benchmarks.bench", *given], text=True, cwd=ROOT,
                           capture_output=True, timeout=600,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
@@ -49,9 +46,9 @@ def results(options):
 
 def test_every_section_is_measured_with_its_memory(results):
     methods = {(run["section"], run["method"]) for run in results["runs"]}
-    assert methods == {*(("scoring", name) for name in ("ours", "pairs", "generate", "few-shot",
-                                                        "inspect")),
-                       *(("training", name) for name in ("ours", "stock", "head", "tfidf"))}
+    assert methods == {*(("scoring", name) for name in ("one_pass", "pairs", "generate",
+                                                        "few_shot", "inspect")),
+                       *(("training", name) for name in ("fine_tuned", "plain", "head", "tfidf"))}
     assert all(run["peak_mb"] > run["own_mb"] >= 0 for run in results["runs"])
     assert results["threads"] == 1 and results["model"] and results["torch"]
 
@@ -65,8 +62,8 @@ def test_tables_are_short_and_ours_is_the_measure(results):
     tables = bench.tables(results)
     assert list(tables) == ["scoring", "pass_tokens", "exactness", "training"]
     assert all(0 < len(table) <= 8 for table in tables.values())
-    for name in ("scoring", "training"):
-        assert np.all(tables[name]["/ ours"].xs("ours", level="method") == 1)
+    for name, ours in (("scoring", "one_pass"), ("training", "fine_tuned")):
+        assert np.all(tables[name]["times"].xs(ours, level="method") == 1)
 
 
 def test_what_is_known_is_not_measured_again(options, results, monkeypatch, capsys):
@@ -75,7 +72,7 @@ def test_what_is_known_is_not_measured_again(options, results, monkeypatch, caps
     picture = bench.Path(options[-1]).with_suffix(".png")
     picture.unlink()
     bench.bench(options)
-    assert "/ ours" in capsys.readouterr().out and picture.stat().st_size
+    assert "times" in capsys.readouterr().out and picture.stat().st_size
 
 
 def test_another_model_needs_another_file(options, capsys):
@@ -88,17 +85,17 @@ def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monke
     data = write_splits(tmp_path / "data", {"train": 10, "validation": 25, "test": 2},
                         ["billing", "test results"])
     output = tmp_path / "curve.json"
-    monkeypatch.setattr(main, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(training, "MOST_EPOCHS", 1)
     monkeypatch.setattr(sys, "argv", [
         "curve.py", "--model", str(TINY), "--data", str(data), "--sizes", "16", "--seeds", "1",
         "--output", str(output)])
-    curve = str(ROOT / "benchmarks" / "curve.py")
-    runpy.run_path(curve, run_name="__main__")
+    runpy.run_module("benchmarks.curve", run_name="__main__")
     points = json.loads(output.read_text())
     assert [(point["system"], point["rank"]) for point in points] == [
-        ("tfidf", 16), ("words", 16), ("head", 16), ("words", 1), ("words", 64), ("random", 16)]
+        ("tfidf", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1), ("fine_tuned", 64),
+        ("random", 16)]
     assert all(point["rows"] == 16 and 0 <= point["accuracy"] <= 1 for point in points)
     assert capsys.readouterr().out.count("accuracy") >= 6
-    runpy.run_path(curve, run_name="__main__")
+    runpy.run_module("benchmarks.curve", run_name="__main__")
     assert "accuracy" not in capsys.readouterr().out
     assert json.loads(output.read_text()) == points

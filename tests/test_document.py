@@ -7,12 +7,15 @@ import shutil
 import statistics
 import subprocess
 
-import document
 import pytest
 from conftest import ROOT
-from document import README, Block, blocks, demonstrations, project_files
 
-TANGLED = {"main.py", "llama.py", "judging.py", "scoring.py", "benchmarks/plain.py"}
+from tools import document
+from tools.document import README, Block, blocks, demonstrations, project_files
+from tools.notebook import markdown, weave
+
+TANGLED = {"main.py"} | {f"day9/{name}.py" for name in (
+    "model", "plain", "layout", "classifier", "training", "metrics")}
 needs_emacs = pytest.mark.skipif(shutil.which("emacs") is None and not os.environ.get("CI"),
                                  reason="Emacs is not installed")
 LINT = """(progn (require 'org-lint) (require 'ob-python)
@@ -89,7 +92,7 @@ def test_the_first_act_shows_an_output_every_sixty_lines(text):
 
 def test_lines_fit_their_window(text, python, prose):
     """In 80 columns Emacs shows 79 of prose; 100 of code. A table or a link may be longer."""
-    assert text.count("\n") <= 2000
+    assert text.count("\n") <= 2100
     in_sight = lambda line: line.startswith(("|", "#+")) or "[[" in line or len(line) <= 79
     assert not [line for line in prose.splitlines() if not in_sight(line)]
     files = project_files("*.py")
@@ -198,8 +201,6 @@ def test_the_page_is_whole(text):
 
 
 def test_prose_becomes_markdown():
-    from notebook import markdown
-
     org = ("#+title: Title\n# a comment\n* Head\n:PROPERTIES:\n:CUSTOM_ID: head\n:END:\n\n"
            "- *bold* and /slanted/, =a=b= and ~c~, alpha / r, 3 * 4, x_y $1 <a>\n\n"
            "See [[#head][the\nhead]], [[file:main.py][=main.py=]].\n\n"
@@ -212,19 +213,18 @@ def test_prose_becomes_markdown():
 
 
 def test_the_notebook_is_fresh(text):
-    from notebook import weave
-
     kept = ROOT / "day9.ipynb"
     assert kept.exists() and kept.read_text(encoding="utf-8") == weave(text), "run make notebook"
 
 
 SMALL = """\
-import main, reading
-whole, cut = main.load_splits("data/patient-messages"), reading.split_off
+from day9 import loading
+from day9.reading import splits
+whole, cut = splits.load_splits("data/patient-messages"), splits.split_off
 whole["test"] = whole["test"].select(range(0, len(whole["test"]), 8))
-main.load_splits = lambda _: whole
-main.choose_model = lambda _: ("tests/tiny-llama", "it is small")
-reading.split_off = lambda split, size, seed: cut(split, 8, seed)
+splits.load_splits = lambda _: whole
+loading.choose_model = lambda _: ("tests/tiny-llama", "it is small")
+splits.split_off = lambda split, size, seed: cut(split, 8, seed)
 """
 
 
@@ -232,7 +232,6 @@ def test_the_notebook_runs(tmp_path, text):
     """Its first act, on the tiny Llama and a few messages."""
     import nbformat
     from nbclient import NotebookClient
-    from notebook import weave
 
     document.copy_project(tmp_path)
     book = nbformat.reads(weave(text), 4)

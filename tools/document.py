@@ -1,4 +1,7 @@
-"""Evaluate, check and weave README.org: document.py readme | check | html | notebook."""
+"""Evaluate, check and weave README.org: python -m tools.document readme | check | html | notebook.
+
+Written by hand, not tangled.
+"""
 
 import ast
 import os
@@ -15,7 +18,7 @@ from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS, README = ROOT / "tests", ROOT / "README.org"
+TOOLS, README = ROOT / "tools", ROOT / "README.org"
 LIMIT = 3600  # seconds to evaluate all blocks, a second attempt included
 LONG = 10  # lines of code; what is longer folds on the page, but for the first act
 RESULT = r"\n#\+RESULTS:\n((?:#\+begin_example\n(?:.*\n)*?#\+end_example\n|(?:[:|\[].*\n)+))"
@@ -92,12 +95,12 @@ def evaluate(folder: Path, seconds: float = LIMIT) -> str | None:
     readme.write_text(re.sub(RESULT, "", readme.read_text(encoding="utf-8")), encoding="utf-8")
     for picture in folder.glob("outputs/*.png"):
         picture.unlink()
-    session = {"PYTHONSTARTUP": str(TESTS / "note_errors.py"), "DAY9_ERRORS": str(errors)}
+    session = {"PYTHONSTARTUP": str(TOOLS / "note_errors.py"), "DAY9_ERRORS": str(errors)}
     for attempt in range(1, 6):
         errors.unlink(missing_ok=True)
         try:
             done = subprocess.run(
-                ["emacs", "-Q", "--batch", "README.org", "--load", str(TESTS / "evaluate.el")],
+                ["emacs", "-Q", "--batch", "README.org", "--load", str(TOOLS / "evaluate.el")],
                 cwd=folder, timeout=seconds, capture_output=True, text=True,
                 env=os.environ | session)
         except subprocess.TimeoutExpired:
@@ -122,11 +125,11 @@ def project_files(pattern: str = "*") -> list[str]:
 
 
 def copy_project(folder: Path) -> None:
-    """The project's files in a folder, with links to .venv and to the pretrained Llama."""
+    """The project's files in a folder, with links to .venv and to the pretrained models."""
     for name in project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
-    for name in (".venv", "data/smollm2"):
+    for name in (".venv", "data/smollm2", "data/minilm"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     (folder / "outputs").mkdir(exist_ok=True)
@@ -201,7 +204,7 @@ def export(css: str) -> str:
         style.write_text(css, encoding="utf-8")
         shutil.copy(README, source)
         subprocess.run(
-            ["emacs", "-Q", "--batch", str(source), "--load", str(TESTS / "weave.el")],
+            ["emacs", "-Q", "--batch", str(source), "--load", str(TOOLS / "weave.el")],
             env=os.environ | {"PAGE_CSS": str(style)}, check=True, timeout=600,
             stderr=subprocess.DEVNULL)
         return source.with_suffix(".html").read_text(encoding="utf-8")
@@ -209,7 +212,7 @@ def export(css: str) -> str:
 
 def fold(code: str, shown: str, long: int) -> str:
     """The page's code; more lines than `long`, and imports, fold under what they define."""
-    lines, imports = code.count("\n"), code.startswith("# Generated")
+    lines, imports = code.count("\n"), code.startswith('"""')
     if lines <= long and not imports:
         return shown
     names = ", ".join(f"<code>{name}</code>" for name in defined_names(code))
@@ -226,7 +229,7 @@ def html() -> None:
 
     light, dark = (HtmlFormatter(style=style).get_style_defs("pre.src")
                    for style in ("default", "github-dark"))
-    css = (TESTS / "page.css").read_text(encoding="utf-8")
+    css = (TOOLS / "page.css").read_text(encoding="utf-8")
     page = export(f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{css}")
     first_act_ends = page.index('<h2 id="the-program"')
 
@@ -259,7 +262,7 @@ def html() -> None:
 
 def notebook() -> None:
     """Weave README.org to a notebook, day9.ipynb."""
-    from notebook import weave
+    from tools.notebook import weave
 
     (ROOT / "day9.ipynb").write_text(weave(README.read_text(encoding="utf-8")), encoding="utf-8")
     print("woven: day9.ipynb")

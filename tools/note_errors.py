@@ -1,4 +1,4 @@
-"""Start-up of the document's session under test: notes uncaught errors in file DAY9_ERRORS."""
+"""Start-up of the document's session: errors go to a file. Written by hand, not tangled."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""README.org as a notebook: prose as Markdown, demonstrations as cells with their outputs."""
+"""README.org as a notebook: demonstrations become cells. Written by hand, not tangled."""
 
 import ast
 import re
@@ -6,8 +6,9 @@ from base64 import b64encode
 from collections.abc import Iterator
 
 import nbformat
-from document import ROOT, Block, blocks
 from nbformat import NotebookNode, v4
+
+from tools.document import ROOT, Block, blocks
 
 INTRODUCTION = """\
 *This notebook is woven from README.org by `make notebook`: edit that file. The
@@ -24,7 +25,8 @@ if not os.path.exists("main.py"):  # on Colab
     !git clone --quiet ADDRESS day9
     %cd day9
     %pip install --quiet -r requirements.txt
-    !python data/smollm2.py
+    !python -m tools.smollm2
+    !python -m tools.minilm
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these cells are written for the small Llama
 
 from IPython.display import Image
