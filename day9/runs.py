@@ -120,7 +120,11 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
 
     Raises InputError for what the user can do something about.
     """
-    folder = Path(settings.resume) if settings.resume else new_folder(settings.output_dir)
+    if settings.resume:
+        folder = Path(settings.resume)
+        read_settings(folder, "--resume")  # it is a run
+    else:
+        folder = new_folder(settings.output_dir)
     with explaining(folder), alone_in(folder):
         if settings.resume:
             yield continued(folder, settings), folder
@@ -216,6 +220,7 @@ def save_classifier(folder: Path, classifier, settings: Settings) -> None:
     config.base_model_name_or_path, config.revision = settings.model, settings.revision
     classifier.model.save_pretrained(folder, save_embedding_layers=False)
     classifier.tokenizer.save_pretrained(folder)
+    write_json(folder / "settings.json", asdict(settings))
     write_json(folder / "classifier.json", {
         "labels": classifier.labels, "temperature": classifier.temperature,
         "base": classifier.digest, "prompt": classifier.prompt.digest})
