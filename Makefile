@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := run
-.PHONY: run setup test tangle readme check html notebook bench help
+.PHONY: run setup test newest tangle readme check html notebook bench help
 PYTHON := HF_HUB_OFFLINE=1 .venv/bin/python
 MODELS := data/smollm2/made.json data/minilm/made.json
 
@@ -10,6 +10,9 @@ setup: .venv $(MODELS)  ## what everything else needs: .venv, and the small mode
 
 test: .venv $(MODELS)  ## the tests, offline
 	$(PYTHON) -m pytest -q tests
+
+newest: .venv  ## a short run on the newest libraries that requirements.txt allows
+	tools/newest.sh
 
 .venv: requirements.txt constraints.txt  # made anew when the requirements change
 	rm -rf .venv
