@@ -162,3 +162,13 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
                              f"labels that training never sees: {shortened(', '.join(unknown))}: "
                              "add examples or remove the rows")
     return splits
+
+
+def balance(split: Dataset, seed: int) -> Dataset:
+    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(split["label"][:]):
+        rows.setdefault(label, []).append(row)
+    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
+    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
+    return split.select(np.concatenate(every).astype(int))
