@@ -1,7 +1,4 @@
-"""What the hub answers, for models and data: asked once, and refusals explained in one line.
-
-Written by hand, not tangled.
-"""
+"""What the hub refuses, in one line, and its datasets. Written by hand, not tangled."""
 
 from pathlib import Path
 
@@ -9,7 +6,7 @@ import datasets
 from datasets import DatasetDict, load_dataset
 from huggingface_hub import (constants, get_hf_file_metadata, hf_hub_url, is_offline_mode,
                              snapshot_download)
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from day9.errors import InputError, one_line
 
@@ -24,34 +21,29 @@ HUB_REMEDIES = {  # by the name of the exception; the first that fits
                                "`hf auth login`",
     "HFValidationError": "there is no such file or folder, and nothing on the hub can have that "
                          "name: check --{name}",
-    "TransportError": "the download broke off: try again",
     "LocalEntryNotFoundError": NOT_CACHED,
     "ConnectionError": NOT_CACHED,
+    "TransportError": "the download broke off: try again",
     "HfHubHTTPError": "the hub refuses the login: log in again with `hf auth login`",
 }
 REFUSED = (401, 403, 404)  # status codes of an answer; others, such as 503, are none
 
 
-def ask_hub(name: str, option_name: str, revision: str | None) -> bool:
-    """Ask the hub once for a model or dataset; True where only this machine's cache can answer.
+def is_silent(data: str, revision: str | None) -> bool:
+    """Ask the hub once for a dataset; True, with a warning, where it does not answer.
 
-    `option_name` is "model" or "data". Prints a warning if the hub does not
-    answer, and raises what it answers if it refuses.
+    Raises what it answers if it refuses.
     """
-    if Path(name).exists():
-        return False
     if is_offline_mode():
         return True
-    if option_name == "model":
-        url = hf_hub_url(name, "config.json", revision=revision)
-    else:
-        url = hf_hub_url(name, f"{name.split('/')[-1]}.py", repo_type="dataset", revision=revision)
     try:
-        get_hf_file_metadata(url)
+        get_hf_file_metadata(hf_hub_url(data, f"{data.split('/')[-1]}.py", repo_type="dataset",
+                                        revision=revision))
     except EntryNotFoundError:
-        return False  # there is such a repository, and that was the question
+        pass  # there is such a repository, and that was the question
     except Exception as error:  # what keeps the hub from answering has no common public class
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
+        refused = isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED
+        if refused or isinstance(error, HFValidationError):
             raise
         print(f"warning: the hub does not answer ({one_line(error)}): "
               "only its cache on this machine is used")
@@ -108,7 +100,7 @@ def load_hub_dataset(data: str, config: str | None, revision: str | None) -> Dat
     itself would try the hub for minutes, and then take whichever revision was loaded last.
     """
     try:
-        if ask_hub(data, "data", revision):
+        if is_silent(data, revision):
             data_here = snapshot_download(data, repo_type="dataset", revision=revision,
                                           local_files_only=True)
             return DatasetDict(load_dataset(data_here, config))

@@ -212,7 +212,8 @@ def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
           f"because {why}", flush=True)
     model, tokenizer, settings, digest = load_files(settings)
-    rows, labels = train["label"][:], sorted(train.unique("label"))
+    rows = train["label"][:]
+    labels = sorted(set(rows))
     settings = replace(
         settings, instruction=settings.instruction or default_instruction(labels),
         epochs=settings.epochs or default_epochs(rows),

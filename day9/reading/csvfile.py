@@ -138,9 +138,10 @@ def check_header(path: Path, separator: str, header: Record, wanted: list[str]) 
     for line in lines:
         if {name.strip('" \r\n') for name in re.split(r"[,\t;|]", line)}.issuperset(wanted):
             raise InputError(f"{shown} is above the header: remove what is above it")
-    columns = zip(*csv.reader(lines, delimiter=separator))
-    if any(len(cell) > 100 or "\n" in cell or cell and column.count(cell) > 1  # as labels are
-           for cell, column in zip(header.cells, columns)):
+    rows = [cells for cells in csv.reader(lines, delimiter=separator)
+            if len(cells) == len(header.cells)]
+    again = any(name and column.count(name) > 1 for name, *column in zip(header.cells, *rows))
+    if again or any(len(name) > 100 or "\n" in name for name in header.cells):  # texts, labels
         raise InputError(f"{shown} is a row, not a header: put a header above it, with "
                          f"{' and '.join(wanted)} among its names")
     if len(header.cells) == 1 and wanted[0] in header.cells[0]:

@@ -9,8 +9,8 @@ from typing import TextIO
 
 from day9.errors import InputError, shortened
 from day9.reading.tables import Table
-from day9.reading.textfile import check_bytes, text_file
 from day9.reading.values import PLAIN, Number, Repeated
+from day9.reading.textfile import check_bytes, text_file
 
 SHAPE = 'give one object per row, as in {"text": "...", "label": "..."}, in a list or one per line'
 SPACE, LIST_MARK, EMPTY_LIST = map(re.compile, (r"\s*", r"[\[,]\s*", r"\[\s*\]"))
@@ -42,9 +42,10 @@ def not_json(path: Path, name: str, error: Exception) -> InputError:
 
 def json_values(path: Path, file: TextIO) -> Iterator[tuple[str, object]]:
     """The values of a file, in a list or in turn, with names. Raises InputError at a broken one."""
-    text, at, row, line = file.read(PIECE).lstrip(), 0, 1, 1
-    in_list = text.startswith("[")
-    if EMPTY_LIST.match(text):
+    text, row = file.read(PIECE), 1
+    at = SPACE.match(text).end()
+    line, in_list = 1 + text.count("\n", 0, at), text.startswith("[", at)
+    if EMPTY_LIST.match(text, at):
         return
     while not (in_list and text.startswith("]", at)):
         start = (LIST_MARK if in_list else SPACE).match(text, at).end()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,12 +27,12 @@ def arrow_table(name: str, columns: list[str], features: Features,
     classes = {column: feature.names for column, feature in features.items()
                if isinstance(feature, ClassLabel)}
 
-    def values(batch: pa.RecordBatch | pa.Table, asked: list[str]) -> Iterator[tuple]:
-        return zip(*(arrow_values(batch.column(each), classes.get(each)) for each in asked))
-
     def rows(asked: list[str]) -> Iterator[tuple[str, tuple]]:
-        found = chain.from_iterable(values(batch, asked) for batch in batches(asked))
-        return ((f"{name}: row {number}", row) for number, row in enumerate(found, start=1))
+        row = 0
+        for batch in batches(asked):
+            found = [arrow_values(batch.column(each), classes.get(each)) for each in asked]
+            for row, values in enumerate(zip(*found), start=row + 1):
+                yield f"{name}: row {row}", values
 
     return Table(name, columns, rows)
 

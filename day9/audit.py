@@ -9,9 +9,9 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 from datasets import Dataset
 
+from day9.prompts import Prompt, token_ids
 from day9.reading.splits import text_keys
 from day9.reading.values import normalised
-from day9.prompts import Prompt, token_ids
 
 GARBLED = ("\ufffd", "Ã", "â€")  # what UTF-8 becomes when it is read as something else
 
@@ -63,3 +63,13 @@ def print_audit(counts: dict[str, dict]) -> None:
             print("warning:", advice.format(count))
     if similar := alike(sorted(counts["train"]["labels"])):
         print(f"warning: labels differ in spelling alone: {', '.join(map(repr, similar))}")
+
+
+def balance(split: Dataset, seed: int) -> Dataset:
+    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(split["label"][:]):
+        rows.setdefault(label, []).append(row)
+    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
+    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
+    return split.select(np.concatenate(every).astype(int))
