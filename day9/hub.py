@@ -29,15 +29,15 @@ HUB_REMEDIES = {  # by the name of the exception; the first that fits
 REFUSED = (401, 403, 404)  # status codes of an answer; others, such as 503, are none
 
 
-def is_silent(data: str, revision: str | None) -> bool:
-    """Ask the hub once for a dataset; True, with a warning, where it does not answer.
+def is_silent(name: str, repo_type: str, revision: str | None) -> bool:
+    """Ask the hub once for a "model" or "dataset"; True, with a warning, if it does not answer.
 
     Raises what it answers if it refuses.
     """
     if is_offline_mode():
         return True
     try:
-        get_hf_file_metadata(hf_hub_url(data, f"{data.split('/')[-1]}.py", repo_type="dataset",
+        get_hf_file_metadata(hf_hub_url(name, "config.json", repo_type=repo_type,
                                         revision=revision))
     except EntryNotFoundError:
         pass  # there is such a repository, and that was the question
@@ -100,7 +100,7 @@ def load_hub_dataset(data: str, config: str | None, revision: str | None) -> Dat
     itself would try the hub for minutes, and then take whichever revision was loaded last.
     """
     try:
-        if is_silent(data, revision):
+        if is_silent(data, "dataset", revision):
             data_here = snapshot_download(data, repo_type="dataset", revision=revision,
                                           local_files_only=True)
             return DatasetDict(load_dataset(data_here, config))
