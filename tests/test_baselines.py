@@ -39,10 +39,10 @@ def test_each_third_of_the_rows_is_asked_with_other_examples(random_llama, token
     splits = {"train": messages(40), "test": as_split(TEXTS)}
     results = judge_base_model(splits, classifier, ASK)
     assert list(results) == ["zero_shot", "few_shot"]
-    (zero_shot, _), (few_shot, _) = results.values()
-    assert np.abs(zero_shot - classifier.predict_proba(TEXTS)).max() < 1e-4
+    (alone, _), (mixed, _) = results.values()
+    assert np.abs(alone - classifier.predict_proba(TEXTS)).max() < 1e-4
     draws = [few_shot(splits["train"], classifier, ASK, seed).predict_proba(TEXTS)
              for seed in range(3)]
     assert np.abs(draws[0] - draws[1]).max() > 1e-2
     for row in range(len(TEXTS)):
-        assert np.abs(few_shot[row] - draws[row % 3][row]).max() < 1e-4
+        assert np.abs(mixed[row] - draws[row % 3][row]).max() < 1e-4

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import log_loss
 
 import main
+from day9.baselines import judge_base_model
 from day9.checkpoints import BEST, newest_checkpoint, validation_entries
 from day9.files import digests, write_json
 from day9.loading import load_classifier
@@ -89,6 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, arguments, finished, m
         assert main.main([*arguments, "--output-dir", str(folder)]) == 130
     assert f"main.py --resume {folder}" in capsys.readouterr().err
     assert not (folder / "metrics.json").exists()
+    assert len(list(folder.glob("checkpoint-*"))) <= 2
     if damage:
         damage(folder)
     assert main.main(["--resume", str(folder)]) == 0
@@ -143,6 +145,18 @@ def test_a_killed_run_goes_on(tmp_path, arguments, finished):
         assert (folder / "metrics.json").exists(), log.read_text()
         assert adapter(folder) == adapter(finished), log.read_text()
         assert losses(folder) == losses(finished)
+
+
+def test_a_finished_run_removes_its_own_checkpoints_alone(place, monkeypatch):
+    run, users = place / "run", ["checkpoint-2 copy", "checkpoint-99 of mine", "checkpoint-mine"]
+    for name in users:
+        shutil.copytree(run / "checkpoint-2", run / name)
+    files = sorted(path.name for path in (run / "checkpoint-2").iterdir())
+    monkeypatch.setattr("main.judge_base_model", judge_base_model)
+    assert main.main(["--resume", str(run)]) == 0
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == users
+    assert all(sorted(path.name for path in (run / name).iterdir()) == files for name in users)
+    assert not (run / BEST).exists()
 
 
 def test_litter_does_not_damage_a_checkpoint(place, capsys):

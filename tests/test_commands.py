@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import cut, empty, point, read_rows, refuse, uses, write_rows
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from conftest import cut, empty, interrupt, point, read_rows, refuse, uses, write_rows
+from transformers import AutoModelForCausalLM
 
 import main
 from day9.model import load_model
@@ -109,16 +109,22 @@ def test_merging_changes_no_prediction(main_job, tmp_path, capsys):
     assert not getattr(alone.config, "quantization_config", None)
 
 
-def test_a_merge_that_is_stopped_leaves_no_model(finished, tmp_path, monkeypatch, capsys):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    ask = ["merge", "--run", str(finished), "--output", str(tmp_path / "merged")]
-    with monkeypatch.context() as patched:
-        patched.setattr(PreTrainedTokenizerBase, "save_pretrained", stop)
-        assert main.main(ask) == 130 and not (tmp_path / "merged").exists()
-    assert main.main(ask) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+@pytest.mark.parametrize("name, function", [
+    ("merged", "transformers.PreTrainedTokenizerBase.save_pretrained"), ("out.csv", "csv.writer")])
+def test_an_output_is_whole_or_not_there_and_nothing_is_beside_it(finished, tmp_path, monkeypatch,
+                                                                  name, function):
+    """What the user calls a draft of it stays."""
+    output, draft = tmp_path / name, tmp_path / f"{name}.draft"
+    kept = draft / "chapter.txt" if name == "merged" else draft
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("kept")
+    argv = [*map(str, uses(finished, output)[name == "merged"]), "--output", str(output)]
+    with monkeypatch.context() as patch:
+        patch.setattr(function, interrupt)
+        assert main.main(argv) == 130
+    assert list(tmp_path.iterdir()) == [draft]
+    assert main.main(argv) == 0
+    assert set(tmp_path.iterdir()) == {draft, output} and kept.read_text() == "kept"
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, empty, point])

@@ -5,10 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, other_weights, write_rows
+from conftest import ROOT, command, other_weights, write_rows
 from hub import Hub
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -187,7 +188,7 @@ def test_models_and_data_load_from_the_hub(hub, folders, tokenizer, tmp_path):
 
 
 HUB = """
-import json, os, pathlib, sys
+import json, os, sys
 sys.path.insert(0, "tests")
 from hub import Hub
 first, second, data, place = sys.argv[1:]
@@ -196,27 +197,53 @@ with Hub(models={"someone/tiny": {"main": first}}) as hub:
     os.environ.clear()
     os.environ.update(surroundings)
     import main
+    began, train = [], main.train
+    def note(*arguments):
+        began.append(len(hub.requests))
+        return train(*arguments)
+    main.train = note
     codes = [main.main(["--model", "someone/tiny", "--data", data, "--epochs", "1", "--rank", "4",
-                        "--output-dir", place + "/run"])]
+                        "--checkpoint-steps", "1", "--output-dir", place + "/run"])]
+    asked = hub.requests[:]
     hub.repositories["models"]["someone/tiny"] = {"main": second, "before": first}
-    for asked in ([], ["--model", first], ["--model", "someone/tiny"], ["--model", second]):
-        codes.append(main.main(["predict", "--run", place + "/run", "--texts", "a text", *asked]))
-print(json.dumps(codes))
+    for more in ([], ["--model", first], ["--model", "someone/tiny"], ["--model", second]):
+        codes.append(main.main(["predict", "--run", place + "/run", "--texts", "a text", *more]))
+print(json.dumps([codes, began, asked]))
 """
 
 
-def test_a_model_on_the_hub_is_loaded_as_it_was(tmp_path, random_llama, arguments):
-    """Its branch moves on; its files are the same in a folder."""
-    shutil.copytree(random_llama, tmp_path / "second")
-    other_weights(tmp_path / "second")
-    done = subprocess.run([sys.executable, "-c", HUB, random_llama, tmp_path / "second",
-                           arguments[3], tmp_path], cwd=ROOT, capture_output=True, text=True,
-                          timeout=200)
-    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 0, 0, 1], done.stderr
-    assert "second is not what it was when the run began" in done.stderr
-    commit = json.loads((tmp_path / "run" / "settings.json").read_text())["revision"]
-    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+@pytest.fixture(scope="module")
+def hub_run(tmp_path_factory, random_llama, arguments):
+    """A run with a model on the hub, whose branch then moves on, and predictions with it.
+
+    Its folder, exit codes, the number of requests until training began, all until it ended, and
+    stderr.
+    """
+    place = tmp_path_factory.mktemp("hub-run")
+    shutil.copytree(random_llama, place / "second")
+    other_weights(place / "second")
+    done = command("-c", HUB, random_llama, place / "second", arguments[3], place, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return place / "run", *json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_a_model_on_the_hub_is_loaded_as_it_was(hub_run):
+    """Its files are the same in a folder."""
+    run, codes, _, _, error = hub_run
+    assert codes == [0, 0, 0, 0, 1], error
+    assert "second is not what it was when the run began" in error
+    commit = json.loads((run / "settings.json").read_text())["revision"]
+    adapter = json.loads((run / "adapter_config.json").read_text())
     assert len(commit) == 40 and adapter["revision"] == commit
+
+
+def test_the_hub_is_asked_for_each_file_once_and_not_while_training(hub_run):
+    """peft would ask for config.json at each save of an adapter."""
+    _, _, [began], asked, _ = hub_run
+    assert len(asked) == began
+    files = Counter(asked)
+    assert max(files.values()) == 1, files
+    assert any("config.json" in request for request in files)
 
 
 CACHE = """

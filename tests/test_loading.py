@@ -86,13 +86,17 @@ def test_a_model_that_ignores_the_layout_is_refused(random_llama, tokenizer, pro
         check_scoring(classifier)
 
 
-def test_other_errors_are_not_blamed_on_the_model(arguments, monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [
+    RuntimeError("CUDA error: an illegal memory access was encountered"), KeyError("a name"),
+    AssertionError("a fault of the program")], ids=lambda error: type(error).__name__)
+def test_other_errors_are_not_blamed_on_the_model(arguments, monkeypatch, tmp_path, error):
     def fail(*_):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise error
 
     monkeypatch.setattr("day9.loading.score_labels", fail)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    with pytest.raises(type(error)) as caught:
         main.main([*arguments, "--output-dir", str(tmp_path / "run")])
+    assert caught.value is error
 
 
 TOKENS = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 4, "pad_token_id": 5}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ASK, INSTRUCTION, ROOT, TINY, losses, read_rows, two_teams
+from conftest import ASK, INSTRUCTION, ROOT, TINY, command, losses, read_rows, two_teams
 
 import main
 from day9.checkpoints import validation_entries
@@ -85,6 +85,48 @@ def test_balancing_helps_a_rare_class(tmp_path, capsys):
         f1[balanced] = compute_metrics([row["label"] for row in test], probabilities,
                                        tuned.labels, 0)["f1"]
     assert f1[True] > f1[False] + 0.2
+
+
+STARTS = {
+    "script": """
+import runpy
+try:
+    runpy.run_path("main.py", run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0, stop
+""", "module": """
+import main
+assert main.main(sys.argv[1:]) == 0
+""", "trainer": """
+import torch
+from day9.training import CarefulTrainer, collate, training_settings
+from datasets import Dataset
+from day9.model import add_adapter, load_model
+from day9.prompts import load_tokenizer
+from day9.settings import Settings
+name, folder = sys.argv[2], sys.argv[-1]
+CarefulTrainer(
+    model=add_adapter(load_model(name, torch.float32), 4, 0), data_collator=collate,
+    train_dataset=Dataset.from_dict({"prompt": [[1, 2]], "completion": [[3, 4]]}),
+    args=training_settings(Settings(epochs=1, learning_rate=0.1), folder, 1, torch.float32),
+    processing_class=load_tokenizer(name))
+"""}
+QUEUED = """
+from huggingface_hub import constants
+from huggingface_hub.utils import _telemetry
+assert not constants.is_offline_mode() and "trl" in sys.modules
+assert _telemetry._TELEMETRY_QUEUE.empty() and _telemetry._TELEMETRY_THREAD is None
+"""
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_nothing_is_reported_to_the_makers_of_libraries(tmp_path, arguments, start):
+    """trl would report each trainer; nobody listens at the address that it is given here."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = command("-c", f"import sys\n{STARTS[start]}{QUEUED}", *arguments, "--epochs", "1",
+                   "--output-dir", tmp_path / "run", cwd=ROOT,
+                   env=kept | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_give_what_one_gives(tmp_path, arguments, finished):

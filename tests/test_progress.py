@@ -23,7 +23,7 @@ def test_lines_in_a_pipe_say_how_far_it_is(random_llama, tokenizer, prompt, tmp_
     """Scoring validation has lines of its own while those of training go on."""
     monkeypatch.setattr("day9.progress.Lines", Hasty)
     settings = Settings(batch_size=1, max_length=128, epochs=2, learning_rate=1e-3,
-                             pass_tokens=64)
+                        pass_tokens=64)
     our_log(random_llama, tokenizer, prompt, rows_of(tokenizer, prompt, TEXTS[:3]), settings,
             tmp_path)
     said = capsys.readouterr()

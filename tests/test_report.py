@@ -29,12 +29,12 @@ def test_the_verdict_follows_from_the_test(tuned, other, words):
     systems = {"fine_tuned": {"accuracy": (tuned + 4) / 40}, "tfidf": baseline,
                "zero_shot": baseline}
     sentence = verdict(systems, {"fine_tuned_vs_tfidf": comparison,
-                                         "fine_tuned_vs_zero_shot": comparison})
+                                 "fine_tuned_vs_zero_shot": comparison})
     assert words in sentence
     assert ("worth it" in sentence) == (tuned == 18)
     assert ("use TF-IDF" in sentence) == (tuned != 18)
     sentence = verdict(systems, {"fine_tuned_vs_tfidf": comparison,
-                                         "fine_tuned_vs_zero_shot": {"p_value": 0.5}})
+                                 "fine_tuned_vs_zero_shot": {"p_value": 0.5}})
     assert ("use the base model" in sentence) == (tuned == 18)
 
 

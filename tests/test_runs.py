@@ -1,5 +1,6 @@
 """A run's folder is its own, and is found again; where it is damaged, one line says so."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from conftest import (DAMAGES, adapter, after_checkpoint, answer, cut, empty, no
 from safetensors.torch import load_file, save_file
 
 import main
+from day9.errors import InputError
 from day9.runs import alone_in
 
 
@@ -60,7 +62,7 @@ def test_of_two_runs_into_one_folder_one_is_refused(tmp_path, arguments, finishe
     assert sorted(process.exitcode for process in both) == [0, 1]
     [refused] = [log for process, log in zip(both, logs) if process.exitcode]
     line = refused.read_text().strip()
-    assert "choose a new --output-dir" in line and "\n" not in line
+    assert f"the run in {folder} still lives: stop it first, or wait" in line and "\n" not in line
     assert adapter(folder) == adapter(finished)
 
 
@@ -77,6 +79,28 @@ def test_a_run_is_not_resumed_while_it_lives(tmp_path, arguments, monkeypatch, c
     assert main.main(["--resume", str(folder)]) == 130
     assert codes == [1, 1]
     assert capsys.readouterr().err.count(f"error: the run in {folder} still lives") == 2
+
+
+def test_a_finished_run_has_no_lock_file(finished):
+    assert not [path for path in finished.iterdir() if path.name.startswith(".")]
+
+
+def test_a_lock_has_one_holder_though_its_folder_is_removed_and_made_anew(tmp_path, monkeypatch):
+    """By a run that never began, between another's opening and locking of the folder."""
+    folder, flock = tmp_path / "run", fcntl.flock
+    folder.mkdir()
+
+    def lock_late(held, how):
+        monkeypatch.setattr("fcntl.flock", flock)
+        folder.rmdir()
+        folder.mkdir()
+        flock(held, how)
+
+    monkeypatch.setattr("fcntl.flock", lock_late)
+    with pytest.raises(InputError, match="removed"), alone_in(folder):
+        pass
+    with alone_in(folder), pytest.raises(InputError, match="still lives"), alone_in(folder):
+        pass
 
 
 def test_a_killed_process_lets_go_of_its_run(place, capsys):

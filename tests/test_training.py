@@ -2,17 +2,20 @@
 
 import math
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, TEXTS, adapted_model, as_split, our_log, rows_of
+from conftest import LABELS, TEXTS, adapted_model, as_split, interrupt, our_log, rows_of
 from datasets import Dataset
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 import main
 from day9.classifier import Classifier
+from day9.progress import ShowProgress
 from day9.settings import Settings
-from day9.training import MOST_EPOCHS, collate, default_epochs, train, training_settings
+from day9.training import (MOST_EPOCHS, CarefulTrainer, StopOnOverflow, collate, default_epochs,
+                           returning_log_probs, train, training_rows, training_settings)
 
 
 def test_the_loss_is_on_label_and_end_token_even_of_a_long_text(tokenizer, prompt):
@@ -102,30 +105,85 @@ def test_each_class_is_seen_about_a_hundred_times(rows, classes, epochs):
     assert default_epochs([str(i % classes) for i in range(rows)]) == epochs
 
 
-def test_one_process_trains_on_one_gpu_however_many_there_are(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+def careful_trainer(model, tokenizer, rows, config, kind=CarefulTrainer):
+    """A trainer as the program makes it, without what a run's folder gets."""
+    trainer = kind(model=model, train_dataset=rows, data_collator=collate, args=config,
+                   processing_class=tokenizer, callbacks=[StopOnOverflow()])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def test_one_process_trains_on_one_gpu_however_many_there_are(random_llama, tokenizer, prompt,
+                                                              tmp_path, monkeypatch):
+    """trl refuses settings that count more."""
+    assert isinstance(SFTConfig.n_gpu, property)  # which OneGpuConfig replaces
     settings = Settings(epochs=1, learning_rate=1e-3)
-    config = training_settings(settings, tmp_path, 8)
-    assert config.device and config.n_gpu == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        config = training_settings(settings, tmp_path, 8, torch.float32)
+        assert config.device and config.n_gpu == 1
+        assert config.train_batch_size == 8
+    rows = rows_of(tokenizer, prompt, TEXTS)
+    trainer = careful_trainer(adapted_model(random_llama), tokenizer, rows, config)
+    assert trainer.args.n_gpu == 1
 
 
+def test_a_loss_is_divided_by_the_targets_of_its_whole_batch(random_llama, tokenizer, prompt,
+                                                             tmp_path):
+    """Whatever the passes that a batch is split into; rows have completions of other lengths."""
+    seen = []
+
+    class Watched(CarefulTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            seen.append((len(inputs["labels"]), int(num_items_in_batch)))
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    split = Dataset.from_dict({"text": TEXTS + TEXTS[:3], "label": LABELS * 2})
+    rows, model = training_rows(split, tokenizer, prompt), adapted_model(random_llama)
+    config = training_settings(Settings(epochs=1, learning_rate=1e-3), tmp_path, 2, torch.float32)
+    with returning_log_probs(model):
+        careful_trainer(model, tokenizer, rows, config, Watched).train()
+    targets = sum(len(completion) for completion in rows["completion"])
+    assert len(seen) == 4 and len({size for size, _ in seen}) > 1
+    assert sum(size for size, _ in seen) == targets and {count for _, count in seen} == {targets}
+
+
+def test_an_interrupted_training_leaves_a_model_that_can_answer(random_llama, tokenizer, prompt,
+                                                                tmp_path, monkeypatch):
+    model = adapted_model(random_llama)
+    settings = Settings(batch_size=4, max_length=128, epochs=1, learning_rate=1e-3)
+    monkeypatch.setattr(ShowProgress, "on_step_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(Classifier(model, tokenizer, prompt), rows_of(tokenizer, prompt, TEXTS[:4]),
+              as_split(TEXTS[:2]), settings, tmp_path)
+    asked = torch.tensor([prompt.before])
+    assert model.generate(input_ids=asked, max_new_tokens=2, do_sample=False).shape[1] > len(
+        prompt.before)
+
+
+@pytest.mark.parametrize("half, last", [(True, 42), (False, 1)])
 def test_steps_that_overflow_in_float16_stop_after_a_while(random_llama, tokenizer, prompt,
-                                                           tmp_path, monkeypatch):
-    trainer = careful_trainer(
-        0.1, model=adapted_model(random_llama), processing_class=tokenizer,
-        train_dataset=rows_of(tokenizer, prompt, TEXTS), data_collator=collate,
-        args=training_settings(Settings(epochs=1, learning_rate=0.1), tmp_path, 1))
-    norms = [math.inf] * 20 + [1.0] + [math.nan] * 20
-    monkeypatch.setattr(trainer.accelerator, "scaler", object())
-    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_",
-                        lambda *_: torch.tensor(norms.pop() if norms else math.inf))
-    for _ in range(41):
-        trainer._clip_grad_norm(trainer.model)
-    with pytest.raises(FloatingPointError, match="lower --learning-rate"):
-        trainer._clip_grad_norm(trainer.model)
+                                                           tmp_path, monkeypatch, half, last):
+    """After twenty in a row, which float16 skips; in another format the first one ends training."""
+    norms = iter([math.nan] * 20 + [1.0] + [math.inf] * 21)
+    model, rows = adapted_model(random_llama), rows_of(tokenizer, prompt, TEXTS * 9)
+    config = training_settings(Settings(epochs=1, learning_rate=1e-3, batch_size=1), tmp_path, 1,
+                               torch.float32)
+    trainer = careful_trainer(model, tokenizer, rows, config)
+    trainer.args.fp16 = half
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda _: torch.tensor(next(norms)))
+    with returning_log_probs(model), pytest.raises(FloatingPointError, match=f"step {last}: "):
+        trainer.train()
+
+
+def test_bitsandbytes_has_what_keeps_its_weights_trainable():
+    """keep_trainable sets it; under another name nothing would be kept."""
+    assert hasattr(bitsandbytes.nn.Linear4bit(8, 8), "support_avx512bf16_for_cpu")
 
 
 @pytest.mark.parametrize("batch", [8, 12, 24])
