@@ -14,8 +14,9 @@ import main
 from day9.classifier import Classifier
 from day9.progress import ShowProgress
 from day9.settings import Settings
-from day9.training import (MOST_EPOCHS, CarefulTrainer, StopOnOverflow, collate, default_epochs,
-                           returning_log_probs, train, training_rows, training_settings)
+from day9.training import (MOST_EPOCHS, CarefulTrainer, OneGpuConfig, StopOnOverflow, collate,
+                           default_epochs, returning_log_probs, train, training_rows,
+                           training_settings)
 
 
 def test_the_loss_is_on_label_and_end_token_even_of_a_long_text(tokenizer, prompt):
@@ -117,7 +118,7 @@ def careful_trainer(model, tokenizer, rows, config, kind=CarefulTrainer):
 
 def test_one_process_trains_on_one_gpu_however_many_there_are(random_llama, tokenizer, prompt,
                                                               tmp_path, monkeypatch):
-    """trl refuses settings that count more."""
+    """trl refuses settings that count more, which is how we know that it reads ours."""
     assert isinstance(SFTConfig.n_gpu, property)  # which OneGpuConfig replaces
     settings = Settings(epochs=1, learning_rate=1e-3)
     with monkeypatch.context() as patch:
@@ -126,11 +127,14 @@ def test_one_process_trains_on_one_gpu_however_many_there_are(random_llama, toke
         patch.setattr(torch.cuda, "device_count", lambda: 2)
         patch.setattr(torch.cuda, "set_device", lambda device: None)
         config = training_settings(settings, tmp_path, 8, torch.float32)
-        assert config.device and config.n_gpu == 1
+        assert config.device.type == "cuda" and config.n_gpu == 1
         assert config.train_batch_size == 8
-    rows = rows_of(tokenizer, prompt, TEXTS)
-    trainer = careful_trainer(adapted_model(random_llama), tokenizer, rows, config)
-    assert trainer.args.n_gpu == 1
+    model, rows = adapted_model(random_llama), rows_of(tokenizer, prompt, TEXTS)
+    config = training_settings(settings, tmp_path, 8, torch.float32)
+    assert careful_trainer(model, tokenizer, rows, config).args.n_gpu == 1
+    monkeypatch.setattr(OneGpuConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="DataParallel"):
+        careful_trainer(model, tokenizer, rows, config)
 
 
 def test_a_loss_is_divided_by_the_targets_of_its_whole_batch(random_llama, tokenizer, prompt,
