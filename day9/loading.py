@@ -19,7 +19,7 @@ from peft import PeftModel
 from day9.classifier import Classifier, default_pass_tokens, score_labels
 from day9.errors import InputError, is_out_of_memory, one_line
 from day9.files import digests, sha256
-from day9.hub import cannot_load, check_pointer
+from day9.hub import ask_hub, cannot_load, check_pointer
 from day9.model import load_model, score_alone
 from day9.prompts import Prompt, context_length, default_instruction, load_tokenizer, make_prompt
 from day9.runs import check_same, find_again, read_classifier, read_json, read_settings
@@ -64,7 +64,9 @@ def find_model(name: str, revision: str | None) -> Path:
     folder = Path(name)
     if not folder.exists():
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+            cached = ask_hub(name, "model", revision)  # the download would wait for ever
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES,
+                                            local_files_only=cached))
         except Exception as error:  # the hub's exceptions have no common class
             raise cannot_load(error, name, "model") from error
     if (folder / "adapter_config.json").exists():

@@ -73,7 +73,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+        raise InputError(f"cannot read {folder}: {error.strerror}: check --resume") from error
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
