@@ -95,7 +95,8 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
         yaml=facts.to_yaml(), name=folder.name, base=base, count=len(labels),
         labels=", ".join(labels), data=data, n=tuned["n"], verdict=metrics["verdict"],
         rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
-        scoreboard=scoreboard(metrics["systems"]), best_epoch=metrics["best_epoch"], epochs=settings.epochs,
+        scoreboard=scoreboard(metrics["systems"]), best_epoch=metrics["best_epoch"],
+        epochs=settings.epochs,
         folder=str(folder), quantization=quantization(settings),
         instruction=name_labels(settings.instruction, labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

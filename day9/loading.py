@@ -192,7 +192,8 @@ def check_scoring(classifier: Classifier) -> None:
             raise
         why = one_line(error)
     else:
-        if largest_gap(classifier, texts, together) < (0.02 if model.dtype == torch.float32 else 0.5):
+        limit = 0.02 if model.dtype == torch.float32 else 0.5
+        if largest_gap(classifier, texts, together) < limit:
             return
     raise InputError(f"{why}: choose a Llama, or one built like it, for --model")
 
