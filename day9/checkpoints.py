@@ -71,7 +71,10 @@ class KeepBest(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Writes the list of a checkpoint's files, with digests, when all processes have written."""
+    """Writes the list of a checkpoint's files, with digests, when all processes have written.
+
+    Of the checkpoints only the newest two stay.
+    """
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step % args.save_steps == 0:  # no mean may reach across a checkpoint
@@ -83,6 +86,8 @@ class MarkComplete(TrainerCallback):
         if state.is_world_process_zero:
             write_json(folder / "complete.json", digests(
                 path for path in folder.iterdir() if path.name != "complete.json"))
+            for older in checkpoints(folder.parent)[2:]:
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

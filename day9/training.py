@@ -97,8 +97,7 @@ def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16, logging_steps=0.02, logging_nan_inf_filter=False,
         report_to="none", seed=settings.seed, disable_tqdm=True,
-        save_steps=settings.checkpoint_steps, save_total_limit=2,
-        ddp_find_unused_parameters=False)
+        save_steps=settings.checkpoint_steps, ddp_find_unused_parameters=False)
 
 @contextlib.contextmanager
 def returning_log_probs(model) -> Iterator[None]:
