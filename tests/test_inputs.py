@@ -7,7 +7,7 @@ from conftest import ROWS, refuse
 from datasets import Dataset
 
 from day9.prompts import make_prompt
-from day9.reading.audit import audit_split, balance, print_audit
+from day9.audit import audit_split, balance, print_audit
 
 SHORT = "text,label\na,b\nc,d\n"
 

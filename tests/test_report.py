@@ -9,7 +9,7 @@ import pytest
 from matplotlib import font_manager
 
 from day9.metrics import compare
-from day9.reading.files import read_table
+from day9.reading.splits import read_table
 from day9.report import draw_confusion, find_fonts, verdict, write_table
 
 
