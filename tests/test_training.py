@@ -166,6 +166,7 @@ def test_an_interrupted_training_leaves_a_model_that_can_answer(random_llama, to
         train(Classifier(model, tokenizer, prompt), rows_of(tokenizer, prompt, TEXTS[:4]),
               as_split(TEXTS[:2]), settings, tmp_path)
     asked = torch.tensor([prompt.before])
+    assert model(input_ids=asked).logits.shape[:2] == asked.shape
     assert model.generate(input_ids=asked, max_new_tokens=2, do_sample=False).shape[1] > len(
         prompt.before)
 
