@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from sklearn.metrics import accuracy_score
 
 from benchmarks.curve import plot_accuracies, train_head, train_tfidf
 from day9 import training
-from day9.baselines import few_shot
+from day9.baselines import few_shot, timed
 from day9.classifier import Classifier
 from day9.errors import quieten_libraries
 from day9.files import write_json
@@ -66,12 +65,6 @@ def tune(args: argparse.Namespace, folder: Path, data: Path) -> None:
     if not (folder / "metrics.json").exists():
         sampled = sample(folder.with_name(f"{folder.name}-data"), data, max(args.rows))
         run_main(args, sampled, folder)
-
-
-def timed(work, *given, **named):
-    """What a function returns, and the seconds it takes."""
-    start = time.perf_counter()
-    return work(*given, **named), time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -193,10 +186,10 @@ def find_cases(args: argparse.Namespace) -> list[tuple]:
 
 
 def spread(values: pd.Series) -> str:
-    """Median (lowest - highest), or the only value."""
+    """Median (lowest - highest)."""
     known = values.median(), values.min(), values.max()
     middle, low, high = (f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in known)
-    return f"{middle} ({low} - {high})" if len(values) > 1 else middle
+    return f"{middle} ({low} - {high})"
 
 
 def compare(runs: pd.DataFrame, case: str, ours: str, *figures: str) -> pd.DataFrame:

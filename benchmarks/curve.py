@@ -3,7 +3,6 @@
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,7 @@ from peft import get_peft_model
 from sklearn.metrics import accuracy_score
 
 import main
-from day9.baselines import fit_tfidf
+from day9.baselines import fit_tfidf, timed
 from day9.errors import quieten_libraries
 from day9.files import write_json
 from day9.loading import choose_precision, load_base
@@ -93,15 +92,14 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> N
     for point in points:
         if any(point.items() <= known.items() for known in kept):
             continue
-        start, rows, seed = time.perf_counter(), point["rows"], point["seed"]
-        chosen = DatasetDict(splits)
+        rows, seed, chosen = point["rows"], point["seed"], DatasetDict(splits)
         if rows < len(splits["train"]):
             _, chosen["train"] = split_off(splits["train"], rows, seed)
         if point["system"] != "tfidf":
             _, chosen["validation"] = split_off(splits["validation"], VALIDATION_ROWS, 0)
-        predicted = SYSTEMS[point["system"]](name, chosen, seed, point["rank"])
+        predicted, seconds = timed(SYSTEMS[point["system"]], name, chosen, seed, point["rank"])
         accuracy = accuracy_score(splits["test"]["label"][:], predicted)
-        kept.append(point | {"accuracy": accuracy, "seconds": time.perf_counter() - start})
+        kept.append(point | {"accuracy": accuracy, "seconds": seconds})
         write_json(path, kept)
         print(kept[-1], flush=True)
 
