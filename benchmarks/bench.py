@@ -45,10 +45,10 @@ from day9.settings import HERE, SMALL_LLAMA, Settings
 
 
 def sample(folder: Path, data: Path, rows: int) -> Path:
-    """Write so many rows to train, 40 to validate and 200 to test, as many of each label."""
+    """Write so many rows to train, 40 to validate, 200 to test, or fewer, as many of each label."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (name, split), size in zip(load_splits(str(data)).items(), (rows, 40, 200)):
-        labels = split.unique("label")
+    for (name, split), most in zip(load_splits(str(data)).items(), (rows, 40, 200)):
+        size, labels = min(rows, most), split.unique("label")
         each = split.to_pandas().groupby("label").head(-(-size // len(labels)))
         each.to_csv(folder / f"{name}.csv", index=False)
     return folder
@@ -136,7 +136,7 @@ def go_plainly(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str
     return generate(trainer.model, tokenizer, instruction, 20, texts)
 
 
-METHODS = {"plain": go_plainly, "tfidf": train_tfidf, "head": train_head}
+OTHERS = {"plain": go_plainly, "tfidf": train_tfidf, "head": train_head}
 
 
 def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[str, float]:
@@ -155,7 +155,7 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
             spent.append(metrics["training_log"][-1]["train_runtime"])
             accuracy = metrics["systems"]["fine_tuned"]["accuracy"]
         else:
-            predicted, seconds = timed(METHODS[method], args.model, splits, run, 16)
+            predicted, seconds = timed(OTHERS[method], args.model, splits, run, 16)
             accuracy = accuracy_score(splits["test"]["label"][:], predicted)
     return {"job_seconds": seconds, "training_seconds": spent[0] if spent else seconds,  # TF-IDF
             "trained": len(splits["train"]), "accuracy": accuracy}
@@ -182,7 +182,7 @@ def find_cases(args: argparse.Namespace) -> list[tuple]:
     return [("scoring", score, {"labels": labels, "method": method})
             for labels, method in [*scored, (8, "few_shot")]] + [
         ("training", train, {"method": method, "rows": rows})
-        for rows, method in product(args.rows, ("fine_tuned", *METHODS))]
+        for rows, method in product(args.rows, ("fine_tuned", *OTHERS))]
 
 
 def spread(values: pd.Series) -> str:

@@ -31,13 +31,15 @@ Results = dict[str, tuple[np.ndarray, float]]  # of each system: probabilities, 
 
 
 def timed(work, *given, **named):
-    """What a function returns, and the seconds it takes."""
+    """What a function returns, and the seconds that it takes."""
     start = time.perf_counter()
     return work(*given, **named), time.perf_counter() - start
 
 
 def judge_baselines(splits: DatasetDict) -> Results:
-    """Probabilities of the test rows by `majority` and `tfidf`, and seconds to fit and predict."""
+    """Probabilities of the test rows by `majority`, which always says the commonest class, and by
+    `tfidf`, and the seconds to fit and predict.
+    """
     train, validation, test = splits["train"], splits["validation"], splits["test"]["text"][:]
     majority = lambda: DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
     return {"majority": timed(lambda: majority().predict_proba(test)),
