@@ -7,7 +7,6 @@ from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
 
 from day9.prompts import Prompt, token_ids
@@ -68,8 +67,9 @@ def print_audit(counts: dict[str, dict]) -> None:
 
 def balance(split: Dataset, seed: int) -> Dataset:
     """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
-    labels, random = pd.Series(split["label"][:]), np.random.default_rng(seed)
-    rows = [same.index for _, same in labels.groupby(labels, sort=False)]
-    most = max(map(len, rows))
-    return split.select([row for same in rows
-                         for row in (*same, *random.choice(same, most - len(same)))])
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(split["label"][:]):
+        rows.setdefault(label, []).append(row)
+    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
+    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
+    return split.select(np.concatenate(every).astype(int))
