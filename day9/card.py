@@ -34,9 +34,7 @@ The adapter is the one after epoch {best_epoch:.0f} of {epochs}, which had the l
 validation.
 
 ![Loss on training and validation](loss.png)
-
 ![Where the test messages went](confusion-matrix.png)
-
 ![Confidence against accuracy](reliability.png)
 
 ## Limits
@@ -96,7 +94,6 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, dict], labels
         labels=", ".join(labels), data=data, n=tuned["n"], verdict=metrics["verdict"],
         rows=", ".join(f"{found['rows']:,} rows for {name}" for name, found in counts.items()),
         scoreboard=scoreboard(metrics["systems"]), best_epoch=metrics["best_epoch"],
-        epochs=settings.epochs,
-        folder=str(folder), quantization=quantization(settings),
+        epochs=settings.epochs, folder=str(folder), quantization=quantization(settings),
         instruction=name_labels(settings.instruction, labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

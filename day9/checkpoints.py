@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -92,10 +91,9 @@ class MarkComplete(TrainerCallback):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, the newest first."""
-    numbered = {int(path.name.removeprefix("checkpoint-")): path
-                for path in folder.glob("checkpoint-*")
-                if re.fullmatch(r"checkpoint-\d+", path.name)}
-    return [path for _, path in sorted(numbered.items(), reverse=True)]
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = [path for path, number in numbers.items() if number.isdecimal()]
+    return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
 def is_complete(checkpoint: Path) -> bool:

@@ -53,11 +53,8 @@ def is_silent(name: str, repo_type: str, revision: str | None) -> bool:
 
 def causes(error: BaseException) -> list[BaseException]:
     """An exception and those it was raised from, the first cause last."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or (
-            None if chain[-1].__suppress_context__ else chain[-1].__context__):
-        chain.append(cause)
-    return chain
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [error, *causes(cause)] if cause else [error]
 
 
 def cache_at_fault(chain: list[BaseException]) -> str | None:
@@ -82,14 +79,12 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     if cache := cache_at_fault(chain):
         return InputError(f"downloads cannot be kept in {cache}: set HF_HOME to a folder that can "
                           "be written")
-    known = next((remedy for kind, remedy in HUB_REMEDIES.items() if kind in kinds), None)
-    if known:
+    remedy = f"{one_line(chain[-1])}: check --{option_name}"
+    if "onfig name" in str(error) or "BuilderConfig" in str(error):
+        remedy += ", and choose a configuration with --data-config"
+    if known := [kind for kind in HUB_REMEDIES if kind in kinds]:
         revision = "revision" if option_name == "model" else "data-revision"
-        remedy = known.format(name=option_name, revision=revision)
-    else:
-        several = "onfig name" in str(error) or "BuilderConfig" in str(error)
-        among = ", and choose a configuration with --data-config" if several else ""
-        remedy = f"{one_line(chain[-1])}: check --{option_name}{among}"
+        remedy = HUB_REMEDIES[known[0]].format(name=option_name, revision=revision)
     return InputError(f"cannot load the {option_name} {name}: {remedy}")
 
 
@@ -101,9 +96,9 @@ def load_hub_dataset(data: str, config: str | None, revision: str | None) -> Dat
     """
     try:
         if is_silent(data, "dataset", revision):
-            data_here = snapshot_download(data, repo_type="dataset", revision=revision,
-                                          local_files_only=True)
-            return DatasetDict(load_dataset(data_here, config))
+            here = snapshot_download(data, repo_type="dataset", revision=revision,
+                                     local_files_only=True)
+            return DatasetDict(load_dataset(here, config))
         return DatasetDict(load_dataset(data, config, revision=revision))
     except Exception as error:  # the hub's exceptions have no common class
         raise cannot_load(error, data, "data") from error

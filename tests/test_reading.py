@@ -422,7 +422,7 @@ def test_a_test_file_without_labels_is_left_out(tmp_path, capsys, content):
 def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
     found = DatasetDict(train=dataset([f"text {i}" for i in range(30)], [0, 1] * 15),
                         test=dataset(["a", "b"], [-1, -1]))
-    monkeypatch.setattr(hub, "is_silent", lambda *_: None)
+    monkeypatch.setattr(hub, "is_silent", lambda *_: False)
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: found)
     splits = load_splits("someone/data")
     assert set(splits["train"]["label"]) == {"no", "yes"} and len(splits["test"]) == 6

@@ -1,7 +1,10 @@
-"""Tables: columns by name, and rows that are checked. Written by hand, not tangled."""
+"""Tables, the text files they are in, and rows that are checked. Written by hand, not tangled."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from day9.errors import InputError, shortened
 from day9.reading.values import LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing, normalised
@@ -16,6 +19,32 @@ class Table:
     name: str  # for messages
     columns: list[str]
     rows: Callable[[list[str]], Iterator[tuple[str, Sequence]]]  # name of a row, some columns
+
+
+def check_bytes(path: Path) -> None:
+    """Raise InputError, with line and byte, where a file is not UTF-8 or holds a NUL byte."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}, byte"
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} {error.start + 1} ({line[error.start]:#04x}): not "
+                                 "UTF-8: save the file as UTF-8") from error
+            if b"\0" in line:
+                raise InputError(f"{where} {line.index(0) + 1}: a NUL byte: remove it, or save "
+                                 "the file as UTF-8")
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """An open text file, its line ends as they are. Raises InputError where it is not UTF-8."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError:
+        check_bytes(path)
+        raise
 
 
 def strings(table: Table, convert: dict[str, Convert]) -> Iterator[list[str | None]]:
