@@ -10,61 +10,8 @@ from day9.prompts import name_labels
 from day9.report import scoreboard
 from day9.settings import Settings
 
-CARD = """---
-{yaml}
----
-# {name}
+CARD = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
 
-A LoRA adapter for {base} that sorts texts into {count} classes: {labels}.
-
-## Data
-
-{data}: {rows}. Fingerprints and counts are in audit.json.
-
-## Scores
-
-{verdict}
-
-```
-{scoreboard}
-```
-
-On {n} test rows; *seconds* on the machine that trained (of a resumed run, since it was resumed).
-The adapter is the one after epoch {best_epoch:.0f} of {epochs}, which had the least log-loss on
-validation.
-
-![Loss on training and validation](loss.png)
-![Where the test messages went](confusion-matrix.png)
-![Confidence against accuracy](reliability.png)
-
-## Limits
-
-It answers with one of its classes whatever the text is. The scores hold for texts like those of
-the test split and for nothing else. Its confidence was set by one temperature on the validation
-split.
-
-## Use
-
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, BitsAndBytesConfig
-
-folder = {folder!r}  # the folder of this file
-model = AutoPeftModelForCausalLM.from_pretrained(
-    folder, quantization_config={quantization})
-tokenizer = AutoTokenizer.from_pretrained(folder)
-chat = [{{"role": "user", "content": {instruction!r} + "\\n\\n" + "the text"}}]
-prompt = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt",
-    date_string="26 Jul 2024").to(model.device)
-answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)
-start = prompt["input_ids"].shape[1]
-print(tokenizer.decode(answer[0, start:], skip_special_tokens=True))
-```
-
-`main.py predict --run {folder} --texts "..."`, with the program that made this folder, also gives
-the probability of every label.
-"""
 
 def quantization(settings: Settings) -> str:
     """The code that loads a base model in 4 bits, as the run did."""
