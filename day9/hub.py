@@ -43,7 +43,8 @@ def is_silent(name: str, repo_type: str, revision: str | None) -> bool:
         pass  # there is such a repository, and that was the question
     except Exception as error:  # what keeps the hub from answering has no common public class
         refused = isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED
-        if refused or isinstance(error, HFValidationError):
+        cache = getattr(error, "filename", None)  # which cannot be read
+        if refused or cache or isinstance(error, HFValidationError):
             raise
         print(f"warning: the hub does not answer ({one_line(error)}): "
               "only its cache on this machine is used")
