@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 from datasets import Dataset
 
-from day9.prompts import Prompt, token_ids
+from day9.prompts import Prompt
 from day9.reading.splits import text_keys
 from day9.reading.values import normalised
 
@@ -20,7 +20,7 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
     """Counts of what may be wrong with a split, and the SHA-256 of its texts and labels."""
     lengths, empty, garbled, digest = [], 0, 0, hashlib.sha256()
     for batch in split.iter(1000):
-        lengths += map(len, token_ids(tokenizer, batch["text"]))
+        lengths += map(len, prompt.token_ids(tokenizer, batch["text"]))
         empty += sum(not text.strip() for text in batch["text"])
         garbled += sum(any(sign in text for sign in GARBLED) for text in batch["text"])
         digest.update(json.dumps(batch).encode())
