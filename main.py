@@ -45,9 +45,7 @@ def run(asked: Settings) -> None:
         keep_start(folder, settings, base, counts)
 
         print("scoring before training", flush=True)
-        first = PartialState().is_main_process  # of several processes, which share the Llama's work
-        results = judge_baselines(splits) if first else {}
-        results |= judge_base_model(splits, base, settings.instruction)
+        results = judge_base_model(splits, base, settings.instruction)
 
         start, test = time.perf_counter(), splits["test"]
         tuned, log = fine_tune(base, splits, settings, folder, asked.resume is not None)
@@ -56,8 +54,9 @@ def run(asked: Settings) -> None:
                                  time.perf_counter() - start)
         if torch.cuda.is_available():
             print(f"most memory allocated: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
-        if first:
+        if PartialState().is_main_process:  # of several, which shared the Llama's work
             save_classifier(folder, tuned, settings)
+            results = judge_baselines(splits) | results  # now that no other process waits for it
             metrics = compute_report(test["label"][:], tuned, scores, results, log)
             print_report(metrics, test, tuned.labels, results["fine_tuned"][0])
             write_report(folder, test, tuned.labels, scores, results["fine_tuned"][0], log)

@@ -32,11 +32,14 @@ def training_rows(split: Dataset, tokenizer, prompt: Prompt) -> Dataset:
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """A batch of training rows as one layout, in which their common beginning occurs once.
 
-    The Trainer calls targets labels, and shift_labels where each stands with its source.
+    The Trainer calls targets labels, and shift_labels where each stands with its source. `rows`
+    has the row (W,) of each.
     """
-    layout = lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
-    targets = layout.pop("targets")
-    return layout | {"labels": targets, "shift_labels": targets}
+    completions = [row["completion"] for row in rows]
+    layout = lay_out([row["prompt"] for row in rows], completions)
+    targets, lengths = layout.pop("targets"), torch.tensor([len(ids) for ids in completions])
+    return layout | {"labels": targets, "shift_labels": targets.clone(),
+                     "rows": torch.arange(len(rows)).repeat_interleave(lengths)}
 
 def default_learning_rate(model) -> float:
     """0.5 / width: wide models need small steps."""
@@ -50,6 +53,9 @@ def default_epochs(labels: list[str]) -> int:
     """So many that each class is seen about a hundred times; `labels` are the training rows'."""
     return max(1, min(MOST_EPOCHS, round(100 * len(set(labels)) / len(labels))))
 
+IGNORED = -100  # in place of a target: the Trainer does not count it
+
+
 class CarefulTrainer(SFTTrainer):
     """An SFTTrainer for a model that returns the log-probabilities of a layout's targets."""
 
@@ -57,10 +63,28 @@ class CarefulTrainer(SFTTrainer):
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = True  # num_items_in_batch counts all passes of a batch
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The passes of the next batch, and how many targets count in those of all processes."""
+        return super().get_batch_samples(map(self.ignore_repeats, epoch_iterator), num_batches,
+                                         device)
+
+    def ignore_repeats(self, inputs):
+        """A pass without targets of the rows that fill up an epoch's last passes.
+
+        accelerate repeats as many as all processes need for passes of the same size.
+        """
+        if self.accelerator.gradient_state.end_of_dataloader:
+            size = self.args.per_device_train_batch_size
+            new = len(self.train_dataset) % (size * self.accelerator.num_processes)
+            if new:
+                first = size * self.accelerator.process_index  # row of this process's pass
+                inputs["shift_labels"][inputs["rows"] >= new - first] = IGNORED
+        return inputs
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Minus the mean log-probability of the batch's targets, of which this pass has a share."""
         share = num_items_in_batch / self.accelerator.num_processes  # gradients are averaged
-        return -model(**inputs).sum() / share
+        return -model(**inputs)[inputs["shift_labels"] != IGNORED].sum() / share
 
 
 class StopOnOverflow(transformers.TrainerCallback):
@@ -102,7 +126,7 @@ def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.
 @contextlib.contextmanager
 def returning_log_probs(model) -> Iterator[None]:
     """Let the model return the log-probabilities of a layout's targets, as long as it trains."""
-    model.forward = lambda labels, shift_labels, **layout: token_log_probs(
+    model.forward = lambda labels, shift_labels, rows, **layout: token_log_probs(
         model, targets=labels, **layout)
     try:
         yield

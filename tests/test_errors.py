@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from conftest import ROOT, start_child, wait_for, write_rows
+from conftest import ROOT, adapter, refuse, start_child, wait_for, write_rows
 
 import main
 
@@ -38,6 +38,30 @@ def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys
     assert said.err.startswith("main.py: error: out of memory: lower ")
     assert said.err.count("\n") == 1 and "--model" not in said.err
     assert function != "main.train" or "memory to train: about 0.1" in said.out
+
+
+@pytest.mark.parametrize("left", [
+    {"LOCAL_RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "1"}, {"PMI_SIZE": "4"},
+    {"OMPI_COMM_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {"WORLD_SIZE": "two"}])
+def test_what_a_batch_system_left_costs_one_line(capsys, monkeypatch, left):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    error = refuse(capsys, "predict", "--run", "r", "--texts", "a")
+    assert f"{next(iter(left))}, as if" in error and "unset" in error and "torchrun" in error
+
+
+def test_a_single_process_of_a_batch_system_is_one(capsys, monkeypatch):
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert "check --run" in refuse(capsys, "predict", "--run", "r", "--texts", "a")
+
+
+def test_settings_left_by_accelerate_change_nothing(tmp_path, arguments, finished, monkeypatch):
+    """The program prints what it computes in, and that holds."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    assert main.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    assert adapter(tmp_path / "run") == adapter(finished)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ SHORT = "text,label\na,b\nc,d\n"
     ("a.csv", SHORT + '"never closed,f\n', [], "close every quote"),
     ("a.csv", SHORT + "e,\n", [], "row 3 has no label"),
     ("a.csv", "text,label\na,b\nc,b\n", [], "single class"),
+    ("a.csv", "text,label\n,b\n  ,c\n", [], "no words in column 'text'"),
     ("a.csv", SHORT, ["--text-column", "body"], "no column 'body'; there are text, label"),
     ("a.csv", SHORT + "e,f\n", [], "the data cannot be split by class"),
     ("a.csv", ROWS, ["--model", "no/such-model"], "check --model"),

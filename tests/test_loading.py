@@ -16,7 +16,7 @@ from day9.classifier import Classifier
 from day9.errors import InputError
 from day9.layout import lay_out
 from day9.loading import check_prompt, check_scoring, choose_model, choose_precision
-from day9.prompts import make_prompt
+from day9.prompts import load_tokenizer, make_prompt
 from day9.settings import Settings
 
 
@@ -186,6 +186,43 @@ def test_a_damaged_chat_template_costs_one_line(tmp_path, random_llama, argument
     (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages")
     assert str(tmp_path / "base") in refuse(capsys, *arguments, "--model", tmp_path / "base",
                                             "--output-dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize("template", [
+    "{% for message in messages %}{{ message['content'][0]['image'] }}{% endfor %}",
+    "{{ messages[-1]['content'] }}", "{{ raise_exception('no text') }}"])
+def test_a_chat_template_that_cannot_write_texts_costs_one_line(tmp_path, random_llama, arguments,
+                                                                capsys, template):
+    """One of them can write a single message, but no examples before it."""
+    shutil.copytree(random_llama, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+    said = refuse(capsys, *arguments, "--model", tmp_path / "base", "--output-dir", tmp_path / "r")
+    assert "its chat template cannot write messages" in said and str(tmp_path / "base") in said
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".safetensors"])
+def test_a_file_is_no_model(tmp_path, arguments, capsys, suffix):
+    file = tmp_path / f"model{suffix}"
+    file.touch()
+    said = refuse(capsys, *arguments, "--model", file, "--output-dir", tmp_path / "run")
+    assert f"{file} is a file: give for --model the folder" in said and "convert" in said
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path, random_llama, arguments, capsys,
+                                                     special):
+    """It is refused, unless what the model does not know is a control token that nothing holds."""
+    shutil.copytree(random_llama, tmp_path / "base")
+    tokenizer = load_tokenizer(random_llama)
+    tokenizer.add_tokens(["visit"], special_tokens=special)
+    tokenizer.save_pretrained(tmp_path / "base")
+    argv = [*arguments, "--epochs", "1", "--model", tmp_path / "base", "--output-dir",
+            tmp_path / "run"]
+    if special:
+        assert main.main([str(argument) for argument in argv]) == 0
+    else:
+        said = refuse(capsys, *argv)
+        assert "has 4,097 tokens" in said and "knows 4,096" in said
 
 
 def test_a_model_stored_in_another_quantized_form_is_refused(tmp_path, random_llama, arguments,

@@ -156,8 +156,9 @@ def test_no_space_is_put_before_what_stands_inside_a_chat(make, kind, spaces, te
         assert forged.count(tokenizer.eos_token_id) == prompt.after.count(tokenizer.eos_token_id)
 
 
-AS_PARTS = TURNS.replace("{{ message['content'] }}END", "{% for part in message['content'] %}{% if "
-                         "part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '\n' }}")
+AS_PARTS = TURNS.replace("{{ message['content'] }}END", "{% for part in message['content'] %}"
+                         "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+                         "{% endfor %}{{ '\n' }}")
 
 
 def test_a_template_that_takes_content_in_parts(tokenizer):

@@ -155,13 +155,17 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
     if len(set(splits["train"]["label"][:])) < 2:
         raise InputError(f"{tables['train'].name} has a single class in column {label_column!r}: "
                          "there is nothing to tell apart")
+    if not any(text.strip() for text in splits["train"]["text"]):
+        raise InputError(f"{tables['train'].name} has no words in column {text_column!r}: choose "
+                         "the texts with --text-column")
     for name, part in (("test", 5), ("validation", 10)):
         if name not in splits:
             size = len(splits["train"]) // part
             splits["train"], splits[name] = split_off(splits["train"], size, seed)
     splits = without_repeats(splits)
     labels = {name: set(split["label"][:]) for name, split in splits.items()}
-    if not all(labels.values()) or len(splits["test"]) < 2 or len(labels["train"]) < 2:
+    words = any(text.strip() for text in splits["train"]["text"])
+    if not (words and all(labels.values())) or len(splits["test"]) < 2 or len(labels["train"]) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to "
                          "validate or to test: give more examples")
     for name in ("validation", "test"):
