@@ -64,8 +64,8 @@ def find_model(name: str, revision: str | None) -> Path:
     """
     folder = Path(name)
     if folder.is_file():
-        raise InputError(f"{folder} is a file: give for --model the folder with its config.json and "
-                         "tokenizer, or convert a .gguf to such a folder with .safetensors")
+        raise InputError(f"{folder} is a file: give for --model the folder with its config.json "
+                         "and tokenizer, or convert a .gguf to such a folder with .safetensors")
     if not folder.exists():
         try:
             silent = is_silent(name, "model", revision)  # the download would wait for ever

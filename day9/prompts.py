@@ -129,8 +129,7 @@ def render(tokenizer, instruction: str, turns: int) -> list[str]:
 def line_before(tokenizer) -> str:
     """A line end if the tokenizer begins each text with a space, as sentencepiece does, or "".
 
-    Inside a chat a text has no such space. After a line end, which it can be cut off again, it has
-    none either.
+    Inside a chat a text has no such space, and none after a line end, which can be taken off again.
     """
     [start], [joined], [alone] = (token_ids(tokenizer, [text]) for text in ("\n", "\na", "a"))
     spaced = joined[:len(start)] == start and joined[len(start):] not in ([], alone)

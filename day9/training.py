@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from day9.checkpoints import KeepBest, MarkComplete, read_adapter
 from day9.classifier import Classifier
 from day9.layout import lay_out, token_log_probs
-from day9.passes import rows_in_a_pass
+from day9.passes import IGNORED, ignore_repeats, rows_in_a_pass
 from day9.progress import ShowProgress
 from day9.prompts import Prompt
 from day9.settings import Settings
@@ -32,14 +32,12 @@ def training_rows(split: Dataset, tokenizer, prompt: Prompt) -> Dataset:
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """A batch of training rows as one layout, in which their common beginning occurs once.
 
-    The Trainer calls targets labels, and shift_labels where each stands with its source. `rows`
-    has the row (W,) of each.
+    The Trainer calls targets labels, and shift_labels where each stands with its source.
     """
-    completions = [row["completion"] for row in rows]
-    layout = lay_out([row["prompt"] for row in rows], completions)
-    targets, lengths = layout.pop("targets"), torch.tensor([len(ids) for ids in completions])
-    return layout | {"labels": targets, "shift_labels": targets.clone(),
-                     "rows": torch.arange(len(rows)).repeat_interleave(lengths)}
+    layout = lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    targets = layout.pop("targets")
+    row_of = torch.tensor([i for i, row in enumerate(rows) for _ in row["completion"]])
+    return layout | {"labels": targets, "shift_labels": targets.clone(), "rows": row_of}
 
 def default_learning_rate(model) -> float:
     """0.5 / width: wide models need small steps."""
@@ -53,9 +51,6 @@ def default_epochs(labels: list[str]) -> int:
     """So many that each class is seen about a hundred times; `labels` are the training rows'."""
     return max(1, min(MOST_EPOCHS, round(100 * len(set(labels)) / len(labels))))
 
-IGNORED = -100  # in place of a target: the Trainer does not count it
-
-
 class CarefulTrainer(SFTTrainer):
     """An SFTTrainer for a model that returns the log-probabilities of a layout's targets."""
 
@@ -64,22 +59,12 @@ class CarefulTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # num_items_in_batch counts all passes of a batch
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The passes of the next batch, and how many targets count in those of all processes."""
-        return super().get_batch_samples(map(self.ignore_repeats, epoch_iterator), num_batches,
-                                         device)
-
-    def ignore_repeats(self, inputs):
-        """A pass without targets of the rows that fill up an epoch's last passes.
-
-        accelerate repeats as many as all processes need for passes of the same size.
-        """
-        if self.accelerator.gradient_state.end_of_dataloader:
-            size = self.args.per_device_train_batch_size
-            new = len(self.train_dataset) % (size * self.accelerator.num_processes)
-            if new:
-                first = size * self.accelerator.process_index  # row of this process's pass
-                inputs["shift_labels"][inputs["rows"] >= new - first] = IGNORED
-        return inputs
+        """The passes of a batch, and the number of their targets, without rows that are repeats."""
+        rows, size = len(self.train_dataset), self.args.per_device_train_batch_size
+        last = self.accelerator.gradient_state
+        passes = (ignore_repeats(inputs, rows, size) if last.end_of_dataloader else inputs
+                  for inputs in epoch_iterator)
+        return super().get_batch_samples(passes, num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Minus the mean log-probability of the batch's targets, of which this pass has a share."""
