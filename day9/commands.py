@@ -43,14 +43,13 @@ def read_tested(folder: Path) -> list[str]:
 
 def read_texts(settings: PredictSettings) -> Dataset:
     """The texts, with the other columns of their file. Raises InputError."""
-    if not settings.data:
-        return Dataset.from_dict({settings.text_column: settings.texts})
-    table = read_table(Path(settings.data), settings.text_column)
+    table = (read_table(Path(settings.data), settings.text_column) if settings.data else
+             Dataset.from_dict({settings.text_column: settings.texts}))
     labels = read_classifier(Path(settings.run))["labels"]
     new = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in labels)}
     if twice := sorted(new & set(table.column_names)):
-        raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes itself: "
-                         "rename it")
+        raise InputError(f"{settings.data or '--text-column'} has a column {twice[0]!r}, which "
+                         "predict writes itself: rename it")
     return table
 
 

@@ -48,7 +48,7 @@ class Draft:
         self.rows, self.size = rows, size
 
     def take_over(self) -> None:
-        """Count what is left by a process that died. Raises InputError if the folder is no draft."""
+        """Count what a dead process has left. Raises InputError if the folder is not a draft."""
         try:
             kept = json.loads((self.folder / MARK).read_bytes())
             self.work, self.rows, self.size = (kept[name] for name in ("work", "rows", "size"))

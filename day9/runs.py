@@ -61,12 +61,12 @@ def new_folder(output_dir: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, holder: str) -> Iterator[None]:
+def alone_in(folder: Path, holder: str | None = None) -> Iterator[None]:
     """Hold the lock of a folder, which the system takes from a process however it ends.
 
     The lock is on the folder itself, so there is no file to forget. Raises InputError if another
-    process, the `holder`, has it or has removed the folder. On a file system without locks nobody
-    is refused.
+    process, the `holder` (or the run), has it or has removed the folder. On a file system without
+    locks nobody is refused.
     """
     if not PartialState().is_main_process:
         yield
@@ -79,7 +79,8 @@ def alone_in(folder: Path, holder: str) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{holder} still lives: stop it first, or wait") from error
+            raise InputError(f"{holder or f'the run in {folder}'} still lives: stop it first, or "
+                             "wait") from error
         except OSError:
             pass
         if not (folder.exists() and os.path.samestat(os.fstat(held), folder.stat())):
@@ -127,7 +128,7 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
         read_settings(folder, "--resume")  # it is a run
     else:
         folder = new_folder(settings.output_dir)
-    with explaining(folder), alone_in(folder, f"the run in {folder}"):
+    with explaining(folder), alone_in(folder):
         if settings.resume:
             yield continued(folder, settings), folder
         else:

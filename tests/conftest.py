@@ -266,6 +266,18 @@ def wait_for(found, process, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
 def set_settings(folder, **changes):
     path = folder / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,15 +1,24 @@
 """predict and merge."""
 
 import json
+import os
 import re
+import resource
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import cut, empty, interrupt, point, read_rows, refuse, uses, write_rows
+from conftest import (child, cut, empty, forks, interrupt, point, read_rows, refuse, uses, wait_for,
+                      write_rows)
 from transformers import AutoModelForCausalLM
 
 import main
+from day9 import classifier
+from day9.drafts import claimed
 from day9.model import load_model
 
 
@@ -113,18 +122,201 @@ def test_merging_changes_no_prediction(main_job, tmp_path, capsys):
     ("merged", "transformers.PreTrainedTokenizerBase.save_pretrained"), ("out.csv", "csv.writer")])
 def test_an_output_is_whole_or_not_there_and_nothing_is_beside_it(finished, tmp_path, monkeypatch,
                                                                   name, function):
-    """What the user calls a draft of it stays."""
-    output, draft = tmp_path / name, tmp_path / f"{name}.draft"
-    kept = draft / "chapter.txt" if name == "merged" else draft
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text("kept")
+    """Not even a draft, where that has no rows to go on after."""
+    output = tmp_path / name
     argv = [*map(str, uses(finished, output)[name == "merged"]), "--output", str(output)]
     with monkeypatch.context() as patch:
         patch.setattr(function, interrupt)
         assert main.main(argv) == 130
-    assert list(tmp_path.iterdir()) == [draft]
+    assert not list(tmp_path.iterdir())
     assert main.main(argv) == 0
-    assert set(tmp_path.iterdir()) == {draft, output} and kept.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("draft", ["out.csv.draft", "out.csv.draft/draft.json",
+                                   "out.csv.draft/.hidden"])
+def test_what_the_user_calls_a_draft_stays(finished, tmp_path, capsys, draft):
+    output, kept = tmp_path / "out.csv", tmp_path / draft
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("kept")
+    for command in uses(finished, output):
+        assert "is not a draft of this program" in refuse(capsys, *command, "--output", output)
+    assert kept.read_text() == "kept" and not output.exists()
+
+
+def test_of_two_results_of_one_name_the_second_is_refused_while_the_first_lives(finished, tmp_path,
+                                                                                capsys):
+    with claimed(tmp_path / "out.csv"):
+        for command in uses(finished, "none"):
+            said = refuse(capsys, *command, "--output", tmp_path / "out.csv")
+            assert f"the process that writes {tmp_path / 'out.csv'} still lives" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["predict", "merge"])
+def test_a_name_that_was_taken_meanwhile_is_not_overwritten(finished, tmp_path, capsys, monkeypatch,
+                                                            number):
+    output = tmp_path / "out.jsonl"
+    argv = [*uses(finished, output)[number], "--output", output]
+    with monkeypatch.context() as patch:
+        patch.setattr("day9.drafts.written_out", lambda path: output.write_text("kept"))
+        assert "has appeared meanwhile" in refuse(capsys, *argv)
+    assert output.read_text() == "kept"
+    output.unlink()
+    assert main.main([str(argument) for argument in argv]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def child_in_blocks(size, argv, log):
+    """The program in a process of its own, with few texts in a block."""
+    classifier.BLOCK = size
+    child(argv, log)
+
+
+def killed_child(argv, log):
+    """A merge that is killed while it writes."""
+    shutil.copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    child(argv, log)
+
+
+def start(target, *arguments):
+    process = forks.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def test_what_a_killed_merge_left_is_taken_over(finished, tmp_path):
+    argv = list(map(str, uses(finished, tmp_path / "merged")[1]))
+    process = start(killed_child, argv, "/dev/null")
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.draft"]
+    assert main.main(argv) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert not list((tmp_path / "merged").glob("*draft*"))
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A file of 300 texts, some of them of two lines, beside notes of 20 KB."""
+    monkeypatch.setattr("day9.classifier.BLOCK", 10)
+    write_rows(tmp_path / "many.csv", ["text", "note"], [
+        (f"message {i}\nabout {'my bill' if i % 3 else 'a visit'}", f"{i}" * 7_000)
+        for i in range(100, 400)])
+    return tmp_path / "many.csv"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_killed_predict_goes_on_after_the_last_whole_row(finished, tmp_path, many, capsys,
+                                                          suffix):
+    """And gives the file of one that was not killed."""
+    ask = ["predict", "--run", str(finished), "--data", str(many), "--threshold", "0.6", "--output"]
+    output, draft = tmp_path / f"out{suffix}", tmp_path / f"out{suffix}.draft"
+    process = start(child_in_blocks, 10, [*ask, str(output)], str(tmp_path / "log"))
+    wait_for(lambda: rows_kept(draft) >= 40, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    rows = rows_kept(draft)
+    assert 40 <= rows < 300 and not output.exists(), (tmp_path / "log").read_text()
+    with (draft / output.name).open("a") as file:
+        file.write('"half a row')
+    assert main.main([*ask, str(output)]) == 0
+    assert f"{draft} holds {rows} rows: going on after them" in capsys.readouterr().err
+    assert main.main([*ask, str(tmp_path / f"whole{suffix}")]) == 0
+    assert output.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not draft.exists()
+
+
+def rows_kept(draft):
+    path = draft / "draft.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else 0
+
+
+def stop_after(blocks, monkeypatch, error=KeyboardInterrupt):
+    """Ctrl-C, or something else, after so many blocks."""
+    score, left = classifier.score_labels, iter(range(blocks))
+
+    def score_labels(*arguments):
+        if next(left, None) is None:
+            raise error
+        return score(*arguments)
+
+    monkeypatch.setattr("day9.classifier.score_labels", score_labels)
+
+
+def test_a_draft_goes_on_with_the_same_alone(finished, tmp_path, many, capsys, monkeypatch):
+    ask = ["predict", "--run", finished, "--data", many, "--output", tmp_path / "out.csv"]
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert main.main([str(argument) for argument in ask]) == 130
+    assert capsys.readouterr().err.endswith("stopped: the same command goes on after row 20\n")
+    left = (tmp_path / "out.csv.draft" / "out.csv").read_bytes()
+    assert "holds 20 rows of another run or input" in refuse(capsys, *ask, "--threshold", "0.7")
+    many.write_text(many.read_text().replace("message 399", "letter 399"))
+    assert "holds 20 rows of another run or input" in refuse(capsys, *ask)
+    assert (tmp_path / "out.csv.draft" / "out.csv").read_bytes() == left
+
+
+def test_a_full_disk_costs_no_row(finished, small_disk, many, capsys):
+    """Of 6 MB only 2 fit; then there is room."""
+    output, whole = small_disk / "out.csv", many.with_name("whole.csv")
+    ask = ["predict", "--run", finished, "--data", many, "--output"]
+    said = refuse(capsys, *ask, output)
+    rows = rows_kept(small_disk / "out.csv.draft")
+    assert f"the disk is full: make room; the same command goes on after row {rows}" in said
+    assert rows >= 50
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    for path in (output, whole):
+        assert main.main([*map(str, ask), str(path)]) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_answers_are_printed_as_they_come(finished, many, capsys, monkeypatch):
+    stop_after(2, monkeypatch)
+    assert main.main(["predict", "--run", str(finished), "--data", str(many)]) == 130
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"].split("\n")[0] for answer in answers] == [
+        f"message {i}" for i in range(100, 120)]
+
+
+def measured_child(argv, log):
+    """The program without its model; it writes down the memory that it took, in MB."""
+    classifier.score_labels = lambda model, encoded, prompt, *_: np.zeros(
+        (len(encoded), len(prompt.completions)))
+    assert main.main(argv) == 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path(log).write_text(f"{most}")
+
+
+def test_memory_does_not_grow_with_the_rows(finished, tmp_path):
+    most = {}
+    for rows in (1_000, 40_000):
+        name = tmp_path / f"{rows}.csv"
+        write_rows(name, ["text"], [(f"message {i} about my bill",) for i in range(rows)])
+        process = start(measured_child, ["predict", "--run", str(finished), "--data", str(name),
+                                         "--output", f"{name}.csv"], str(tmp_path / "log"))
+        process.join(120)
+        most[rows] = float((tmp_path / "log").read_text())
+    assert most[40_000] < most[1_000] + 15
+
+
+def test_a_printed_threshold_answers_its_part(main_job, tmp_path):
+    """The surest 90 %, and so on, of the test rows: it is rounded down, as metrics.json keeps it."""
+    out, _, run = main_job
+    rows = json.loads((run / "metrics.json").read_text())["coverage"]
+    assert [row["coverage"] for row in rows] == [1, 0.9, 0.8, 0.5]
+    for row in rows:
+        printed = re.search(rf"^ *{row['coverage']:.0%} .* ([\d.]+)$", out, re.M)[1]
+        assert float(printed) == row["threshold"] < 1
+        output = tmp_path / f"{row['coverage']}.csv"
+        assert main.main(["predict", "--run", str(run), "--threshold", printed, "--output",
+                          str(output), "--texts",
+                          *(row["text"] for row in read_rows(run / "predictions.csv"))]) == 0
+        answers = read_rows(output)
+        answered = sum(answer["abstain"] == "False" for answer in answers)
+        assert answered >= row["coverage"] * len(answers)
+        assert all((answer["abstain"] == "True") == (float(answer["confidence"]) < float(printed))
+                   for answer in answers)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, empty, point])

@@ -64,18 +64,6 @@ def test_settings_left_by_accelerate_change_nothing(tmp_path, arguments, finishe
     assert adapter(tmp_path / "run") == adapter(finished)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two megabytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a file system can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_costs_one_line(small_disk, arguments, capsys, monkeypatch):
     assert main.main([*arguments, "--output-dir", str(small_disk / "first")]) == 1
     assert "make room" in capsys.readouterr().err  # seen before training

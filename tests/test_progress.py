@@ -29,11 +29,11 @@ def test_lines_in_a_pipe_say_how_far_it_is(random_llama, tokenizer, prompt, tmp_
     said = capsys.readouterr()
     assert not said.err and not set("\r\x1b") & set(said.out) and "\n\n" not in said.out
     lines = [line for line in said.out.splitlines() if not line.startswith("epoch")]
-    assert all(re.fullmatch(r"(training|scoring): \d of \d, (\?|\d\d:\d\d) left(, loss [\d.]+)?",
-                            line) for line in lines)
+    assert all(re.fullmatch(r"(training: \d of \d, +[\d.?]+ steps/s|scoring: \d of \d, +[\d.?]+ rows/s)"
+                            r", (\?|\d\d:\d\d) left(, loss [\d.]+)?", line) for line in lines)
     counts = [line.split(",")[0] for line in lines if line.startswith("training")]
     assert list(dict.fromkeys(counts)) == [f"training: {i} of 6" for i in range(7)]
-    assert re.search(r"training: 5 of 6, \d\d:\d\d left, loss \d", said.out)
+    assert re.search(r"training: 5 of 6, .*, \d\d:\d\d left, loss \d", said.out)
     assert said.out.count("scoring: 2 of 2") == 2
 
 
@@ -45,7 +45,7 @@ def test_bars_are_for_terminals_that_can_move_their_cursor(monkeypatch, capsys, 
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", terminal)
-    bar = progress(5, "scoring")
+    bar = progress(5, "scoring", "rows")
     bar.update(3)
     bar.refresh()
     bar.close()

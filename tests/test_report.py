@@ -10,7 +10,7 @@ from matplotlib import font_manager
 
 from day9.metrics import compare
 from day9.reading.splits import read_table
-from day9.report import draw_confusion, find_fonts, verdict, write_table
+from day9.report import coverage, coverage_table, draw_confusion, find_fonts, verdict, write_table
 
 
 @pytest.mark.parametrize("tuned, other, words", [
@@ -36,6 +36,14 @@ def test_the_verdict_follows_from_the_test(tuned, other, words):
     sentence = verdict(systems, {"fine_tuned_vs_tfidf": comparison,
                                  "fine_tuned_vs_zero_shot": {"p_value": 0.5}})
     assert ("use the base model" in sentence) == (tuned == 18)
+
+
+@pytest.mark.parametrize("sure, shown", [(0.839699, "0.83969"), (0.9998799, "0.99987"),
+                                         (0.9999999, "0.99999"), (1.0, "0.99999"), (0.5, "0.50000")])
+def test_a_threshold_is_rounded_down(sure, shown):
+    rows = coverage(["a", "a"], np.array([[sure, 1 - sure]] * 2), ["a", "b"])
+    assert rows[0]["threshold"] == float(shown) <= sure
+    assert coverage_table(rows).splitlines()[1].endswith(f" {shown}")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
