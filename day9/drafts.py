@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from day9.errors import InputError, explain
-from day9.files import write_json, written_out
+from day9.files import flush_files, write_json
 from day9.report import write_rows
 from day9.runs import alone_in
 
@@ -84,7 +84,7 @@ class Draft:
 
     def finish(self) -> None:
         """Give the result its name. Raises InputError if that was taken meanwhile."""
-        written_out(self.path)
+        flush_files(self.path)
         if os.path.lexists(self.result):
             raise InputError(f"{self.result} has appeared meanwhile: move it away, and give the "
                              "same command again")

@@ -19,7 +19,7 @@ def whole(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield draft
-        written_out(draft)
+        flush_files(draft)
         draft.replace(path)
     finally:
         if draft.is_dir():
@@ -27,7 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def written_out(path: Path) -> None:
+def flush_files(path: Path) -> None:
     """See to it that a file, or all files of a folder, are on the disk."""
     for written in (path, *path.rglob("*")):
         if written.is_file():

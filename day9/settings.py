@@ -117,7 +117,8 @@ class PredictSettings:
     data: str | None = option(None, "A csv, tsv, json, jsonl or parquet file with texts.", **PATH)
     text_column: str = option("text", "Column with the texts.")
     output: str | None = option(
-        None, "A new csv or jsonl file. Default: one JSON object per line, printed.", **PATH)
+        None, "A new csv or jsonl file. After an interruption, the same command goes on with it. "
+        "Default: one JSON object per line, printed.", **PATH)
     threshold: float = option(0.0, "Answers with less confidence are marked in column abstain.")
     model: str | None = option(None, "The run's base model, where it has moved.", **PATH)
 

@@ -159,7 +159,7 @@ def test_a_name_that_was_taken_meanwhile_is_not_overwritten(finished, tmp_path, 
     output = tmp_path / "out.jsonl"
     argv = [*uses(finished, output)[number], "--output", output]
     with monkeypatch.context() as patch:
-        patch.setattr("day9.drafts.written_out", lambda path: output.write_text("kept"))
+        patch.setattr("day9.drafts.flush_files", lambda path: output.write_text("kept"))
         assert "has appeared meanwhile" in refuse(capsys, *argv)
     assert output.read_text() == "kept"
     output.unlink()
@@ -301,7 +301,7 @@ def test_memory_does_not_grow_with_the_rows(finished, tmp_path):
 
 
 def test_a_printed_threshold_answers_its_part(main_job, tmp_path):
-    """The surest 90 %, and so on, of the test rows: it is rounded down, as metrics.json keeps it."""
+    """Of the test rows, the surest 90 % and so on; metrics.json keeps what is printed."""
     out, _, run = main_job
     rows = json.loads((run / "metrics.json").read_text())["coverage"]
     assert [row["coverage"] for row in rows] == [1, 0.9, 0.8, 0.5]
