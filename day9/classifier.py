@@ -49,6 +49,21 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
         tell(pairs[-1][0] + 1)  # texts come in their order
     return scores
 
+def score_blocks(classifier, texts: Sequence[str], start: int = 0) -> Iterator[np.ndarray]:
+    """Log-probability of every label for the texts from `start` on, BLOCK texts at a time."""
+    rank, processes = PartialState().process_index, PartialState().num_processes
+    with progress(len(texts), "scoring", "rows", start) as bar:
+        for first in range(start, len(texts), BLOCK):
+            block = texts[first:first + BLOCK]
+            encoded = classifier.prompt.encode(classifier.tokenizer, block[rank::processes])
+            tell = lambda count: bar.update(min(first + count * processes, len(texts)) - bar.n)
+            found = score_labels(classifier.model, encoded, classifier.prompt,
+                                 classifier.pass_tokens, tell)
+            scores = np.empty((len(block), len(classifier.labels)))
+            for process, share in enumerate(gather_object([found])):
+                scores[process::processes] = share
+            yield scores
+
 @dataclass
 class Classifier:
     """A causal language model that answers with one of its labels."""
@@ -65,26 +80,11 @@ class Classifier:
         """The classes, in the order of the columns of `predict_proba`."""
         return list(self.prompt.completions)
 
-    def score_blocks(self, texts: Sequence[str], start: int = 0) -> Iterator[np.ndarray]:
-        """Log-probability of every label for the texts from `start` on, BLOCK texts at a time."""
-        rank, processes = PartialState().process_index, PartialState().num_processes
-        with progress(len(texts), "scoring", "rows", start) as bar:
-            for first in range(start, len(texts), BLOCK):
-                block = texts[first:first + BLOCK]
-                encoded = self.prompt.encode(self.tokenizer, block[rank::processes])
-                done = lambda count: first + min(count * processes, len(block))
-                found = score_labels(self.model, encoded, self.prompt, self.pass_tokens,
-                                     lambda count: bar.update(done(count) - bar.n))
-                scores = np.empty((len(block), len(self.labels)))
-                for process, share in enumerate(gather_object([found])):
-                    scores[process::processes] = share
-                yield scores
-
     def scores(self, texts: list[str]) -> np.ndarray:
         """Log-probability of every label for every text, (texts, labels)."""
         if isinstance(texts, str):
             raise TypeError("give a list of texts, not one text")
-        return np.concatenate([np.empty((0, len(self.labels))), *self.score_blocks(texts)])
+        return np.concatenate([np.empty((0, len(self.labels))), *score_blocks(self, texts)])
 
     def predict_proba(self, texts: list[str]) -> np.ndarray:
         """Probability of every label for every text, (texts, labels); rows sum to 1."""

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from scipy.special import softmax
 
-from day9.classifier import Classifier
+from day9.classifier import Classifier, score_blocks
 from day9.drafts import claimed
 from day9.errors import InputError
 from day9.files import digests, sha256
@@ -83,7 +83,7 @@ def predict(settings: PredictSettings) -> None:
         if draft and first:
             draft.begin(describe(settings, classifier))
         [start] = broadcast_object_list([draft.rows if draft else 0])
-        for scores in classifier.score_blocks(table[settings.text_column], start):
+        for scores in score_blocks(classifier, table[settings.text_column], start):
             probabilities = softmax(scores / classifier.temperature, axis=1)
             columns = table[start:start + len(scores)] | answers(probabilities, classifier.labels,
                                                                  settings.threshold)

@@ -53,8 +53,8 @@ class Draft:
             kept = json.loads((self.folder / MARK).read_bytes())
             self.work, self.rows, self.size = (kept[name] for name in ("work", "rows", "size"))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            if self.folder.is_symlink() or not all(  # the mark of a process that died at once
-                    path.name.startswith(f".{MARK}.") for path in self.folder.iterdir()):
+            if not all(path.name.startswith(f".{MARK}.")  # the mark of one that died at once
+                       for path in self.folder.iterdir()):
                 raise InputError(not_ours(self.folder)) from error
         if not self.path.is_file() or self.path.stat().st_size < self.size:
             self.rows = self.size = 0
@@ -119,7 +119,7 @@ def claimed(output: str) -> Iterator[Draft]:
     if not parent.is_dir():
         raise InputError(f"{output} is in a folder that does not exist: name a new --output")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=not folder.is_symlink())
     except FileExistsError as error:
         raise InputError(not_ours(folder)) from error
     except OSError as error:
