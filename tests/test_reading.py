@@ -213,6 +213,27 @@ def test_numbers_and_dates_come_through_as_written(tmp_path):
         {"text": "2025-01-02 00:00:00", "label": "0.1", "is": '{"b": "x", "n": 1.0}'}]
 
 
+OLD = pa.array([-800_000], pa.int32()).cast(pa.date32())  # days since 1970
+AFAR = pa.array([10**12]).cast(pa.timestamp("ms", "Mars/Base"))
+KEY = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
+
+
+@pytest.mark.parametrize("column, value", [
+    (OLD, "-0221-09-04"), (OLD.dictionary_encode(), "-0221-09-04"),
+    (AFAR, "2001-09-09 01:46:40.000Z"),
+    (pa.array([2**62]).cast(pa.duration("s")), str(2**62)),
+    (KEY, "30303030-3030-3030-3030-303030303030"),
+    (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), '[["a", 1]]'),
+    (pa.StructArray.from_arrays([OLD, AFAR, KEY, pa.array([7])], ["d", "t", "k", "n"]),
+     '{"d": "-0221-09-04", "t": "2001-09-09 01:46:40.000Z", '
+     '"k": "30303030-3030-3030-3030-303030303030", "n": 7}'),
+    (pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), OLD), '["-0221-09-04"]'),
+])
+def test_columns_that_python_cannot_hold_are_carried_along(tmp_path, column, value):
+    file = write(tmp_path / "a.parquet", pa.table({"text": ["a"], "other": column}))
+    assert read_table(file, "text").to_list() == [{"text": "a", "other": value}]
+
+
 def test_labels_that_are_alike():
     assert alike(["1", "1.0", "2", "01", "NA", "na", " b", "b", "nan"]) == [
         "1", "1.0", "01", "NA", "na", " b", "b"]

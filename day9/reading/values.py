@@ -4,6 +4,7 @@ import json
 import re
 from datetime import date, time, timedelta
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 
@@ -24,7 +25,7 @@ NOT_PLAIN = {  # what it is called, and the remedy
     list: ("a list", ONE_PER_ROW), dict: ("an object", ONE_PER_ROW),
     bytes: ("bytes", "store strings"), Repeated: ("more than one value", "keep one")}
 NUMBERS = (bool, int, float, np.floating, Decimal, Number)
-PLAIN = (str, *NUMBERS, date, time, timedelta)
+PLAIN = (str, *NUMBERS, date, time, timedelta, UUID)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 cannot
 
 
