@@ -223,7 +223,6 @@ KEY = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(
     (AFAR, "2001-09-09 01:46:40.000Z"),
     (pa.array([2**62]).cast(pa.duration("s")), str(2**62)),
     (KEY, "30303030-3030-3030-3030-303030303030"),
-    (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), '[["a", 1]]'),
     (pa.StructArray.from_arrays([OLD, AFAR, KEY, pa.array([7])], ["d", "t", "k", "n"]),
      '{"d": "-0221-09-04", "t": "2001-09-09 01:46:40.000Z", '
      '"k": "30303030-3030-3030-3030-303030303030", "n": 7}'),
@@ -410,13 +409,74 @@ def test_what_is_tested_is_not_trained_on(tmp_path, capsys):
 # Folders and the hub
 
 
-@pytest.mark.parametrize("name", ["val.csv", "valid.CSV", "dev.csv", "Eval.Csv", "validation.csv"])
-def test_names_of_validation_files(tmp_path, name):
-    write(tmp_path / "train.csv", messages("train"))
-    write(tmp_path / name, messages("held out", 6))
-    for other in (".DS_Store", "._train.csv", "notes.txt"):
-        write(tmp_path / other, b"\0")
-    assert len(load_splits(str(tmp_path))["validation"]) == 6
+@pytest.mark.parametrize("split, names", [
+    ("validation", ["val.csv", "valid.CSV", "dev.csv", "Eval.Csv", "validation.csv",
+                    "evaluation.csv", "validate.csv", "val_data.csv", "dev/any.json"]),
+    ("test", ["test_data.csv", "testing.csv", "test_set.csv", "heldout.csv", "holdout.csv",
+              "Held-Out 2.csv", "Test Data.csv", "test-00000-of-00001.csv", "test/any.csv"]),
+    (None, ["latest.csv", "contest.csv", "train_test.csv", "train_extra.csv", "notes.json"]),
+])
+def test_names_of_splits(tmp_path, capsys, split, names):
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        for place in (folder / "source", (folder / name).parent):
+            place.mkdir(parents=True, exist_ok=True)
+        write(folder / "train.csv", messages("train"))
+        rows = [{"text": f"held out {i}", "label": "ab"[i % 2]} for i in range(6)]
+        write(folder / name, rows if name.endswith("json") else messages("held out", 6))
+        for other in (".DS_Store", "._train.csv", "notes.txt", "source/test.csv"):
+            write(folder / other, b"\0")
+        found = load_splits(str(folder)).items()
+        assert [key for key, rows in found if "held out 0" in rows["text"][:]] == [split] * (
+            split is not None), name
+        said = capsys.readouterr().out
+        unused = f"warning: {folder} has what is not used: {name} ("
+        assert not said if split else unused in said
+
+
+@pytest.mark.parametrize("names, words", [
+    (["train.csv", "test_a.csv", "test_b.csv"], "test_a.csv and test_b.csv of "),
+    (["train.csv", "test.csv", "test/a.csv"], "test.csv and test/a.csv of "),
+    (["train.csv", "test-00000-of-00003.csv", "test-00002-of-00003.csv"],
+     "test-*-of-00003.csv: 2 files, not each of 3 once"),
+])
+def test_files_of_splits_that_are_in_doubt(tmp_path, names, words):
+    (tmp_path / "test").mkdir()
+    for name in names:
+        write(tmp_path / name, messages(name))
+    assert words in refusal(load_splits, str(tmp_path))
+
+
+def test_shards_are_read_in_order_and_the_exact_name_wins(tmp_path, capsys):
+    for name in ("train-00001-of-00002", "train-00000-of-00002", "test", "test_old", "val"):
+        write(tmp_path / f"{name}.csv", messages(name, 4))
+    found = load_splits(str(tmp_path))
+    assert found["train"]["text"][:] == [f"train-0000{i // 4}-of-00002 {i % 4}" for i in range(8)]
+    assert found["test"]["text"][0] == "test 0"
+    assert "not used: test_old.csv (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names, sizes, words", [
+    (["train", "Val", "test"], [10, 10, 10], ""),
+    (["train", "", "test"], [22, 2, 6], "its value '' is not the name of a split"),
+    (["test"] * 3, [22, 2, 6], "no row is for train"),
+])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_may_say_the_split(tmp_path, capsys, suffix, names, sizes, words):
+    rows = [{"Split": names[i % 3], "text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
+    text = "Split,text,label\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
+    file = write(tmp_path / f"a{suffix}", text if suffix == ".csv" else pa.Table.from_pylist(rows))
+    found = load_splits(str(file))
+    assert [len(found[split]) for split in ("train", "validation", "test")] == sizes
+    said = capsys.readouterr().out
+    if words:
+        assert "warning: column 'Split' of" in said and words in said
+    else:
+        assert not said and found["test"]["text"][:] == [f"text {i}" for i in range(2, 30, 3)]
+
+
+def test_a_path_that_cannot_be_looked_at():
+    assert "File name too long: check --data" in refusal(load_splits, "x" * 5_000)
 
 
 def test_with_several_files_a_message_names_the_file(tmp_path):

@@ -1,7 +1,10 @@
 """Train, validation and test splits, and single files. Written by hand, not tangled."""
 
 import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,10 @@ from day9.storage import store
 READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": json_table,
            ".parquet": parquet_table}
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(
-    ("val", "valid", "dev", "eval"), "validation")
+SPLIT_WORDS = {  # what a name has between its other words: latest.csv is no test
+    "train": "train(ing)?", "test": "test(ing)?|h[eo]ld[-_ ]?out",
+    "validation": "val(id(at(e|ion))?)?|dev|eval(uation)?"}
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
 
 def open_table(path: Path, wanted: list[str]) -> Table:
@@ -52,44 +57,128 @@ def read_table(path: Path, text_column: str) -> Dataset:
     return store(table.name, table.columns, strings(table, convert))
 
 
-def name_splits(names: list[str], source: str) -> dict[str, str]:
-    """Which name is which split. Raises InputError if none is train, or two are the same."""
+def split_of(name: str) -> tuple[str | None, bool]:
+    """The split that a name tells of, if it is one alone, and whether it says nothing else."""
+    found = {split: [re.search(rf"(?<![^\W\d_])({words})(?![^\W\d_])", name.lower()),
+                     re.fullmatch(words, name.lower())] for split, words in SPLIT_WORDS.items()}
+    told = [split for split, matches in found.items() if matches[0]]
+    return (told[0], found[told[0]][1] is not None) if len(told) == 1 else (None, False)
+
+
+def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
+    """Which of the names is which split; `names` has what to judge each by. Warns of all others.
+
+    Raises InputError if none is train, or two are the same and neither is exactly its name.
+    """
     found: dict[str, str] = {}
-    for name in names:
-        stem = name.split(".")[0] if Path(name).suffix.lower() in READERS else name
-        split = SPLIT_NAMES.get(stem.lower())
-        if split in found:
-            raise InputError(f"{found[split]} and {name} of {source} are both for {split}: give a "
-                             "folder with only one of them")
-        if split:
-            found[split] = name
+    told = {name: split_of(stem) for name, stem in names.items()}
+    for split in SPLITS:
+        exact = [name for name in names if told[name] == (split, True)]
+        fitting = exact or [name for name in names if told[name] == (split, False)]
+        if len(fitting) > 1:
+            raise InputError(f"{fitting[0]} and {fitting[1]} of {source} are both for {split}: "
+                             "give a folder with only one of them")
+        found |= {split: name for name in fitting}
     if "train" not in found:
         there = f"; there are {shortened(', '.join(names))}" if names else ""
         raise InputError(f"{source} has no train split{there}: give one that has, or the path of a "
                          f"file of {', '.join(READERS)}")
+    if unused := [name for name in names if name not in found.values()]:
+        print(f"warning: {source} has what is not used: {shortened(', '.join(unused), 200)} (a "
+              "split is what has its name alone, or else as a word)")
     return found
+
+
+def find_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by their names, shards together. Raises InputError if one is missing.
+
+    Those that no reader can take are left out, with a warning where one is named like a split.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in READERS and not path.name.startswith("."):
+            shard = SHARD.fullmatch(path.stem)
+            name = f"{shard[1]}-*-of-{shard[3]}{path.suffix}" if shard else path.name
+            found.setdefault(name, []).append(path)
+        elif path.is_file() and split_of(path.name.split(".")[0])[1]:
+            print(f"warning: {path} is left out: it is none of {', '.join(READERS)}")
+    for name, paths in found.items():
+        numbers = [SHARD.fullmatch(path.stem) for path in paths]
+        if numbers[0] and [int(shard[2]) for shard in numbers] != [*range(int(numbers[0][3]))]:
+            raise InputError(f"{folder / name}: {len(paths)} files, not each of "
+                             f"{int(numbers[0][3])} once: get all of them")
+    return found
+
+
+def open_together(paths: list[Path], wanted: list[str]) -> Table:
+    """The rows of several files in turn, with the columns that all have."""
+    tables = [open_table(path, wanted) for path in paths]
+    columns = [column for column in tables[0].columns
+               if all(column in table.columns for table in tables)]
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return Table(f"{tables[0].name}{more}", columns,
+                 lambda asked: chain.from_iterable(table.rows(asked) for table in tables))
+
+
+def folder_tables(folder: Path, wanted: list[str]) -> dict[str, Table]:
+    """The tables of a folder by split: from its files, and from folders named like a split."""
+    files = find_files(folder)
+    names = {name: name.rpartition(".")[0].partition("-*-of-")[0] for name in files}
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if split_of(inner.name)[0]:
+            more = {f"{inner.name}/{name}": paths for name, paths in find_files(inner).items()}
+            files, names = files | more, names | dict.fromkeys(more, inner.name)
+    found = name_splits(names, str(folder))
+    return {split: open_together(files[name], wanted) for split, name in found.items()}
+
+
+def rows_of_split(table: Table, column: str, values: set[str]) -> Table:
+    """The rows of a table that have one of the values in a column."""
+    def rows(asked: list[str]) -> Iterator[tuple[str, Sequence]]:
+        every = list(dict.fromkeys([*asked, column]))
+        for name, cells in table.rows(every):
+            if str(cells[every.index(column)]) in values:
+                yield name, cells[:len(asked)]
+
+    return Table(table.name, table.columns, rows)
+
+
+def tables_by_column(table: Table, wanted: list[str]) -> dict[str, Table]:
+    """A table as one for each split that its column `split` names; as train alone without one."""
+    columns = [name for name in table.columns if normalised(name) == "split"]
+    if len(columns) != 1 or columns[0] in wanted:
+        return {"train": table}
+    values: dict[str, set[str]] = {}
+    for _, [value] in table.rows(columns):
+        split, exact = split_of(str(value).strip())
+        if not exact:
+            print(f"warning: column {columns[0]!r} of {table.name} is not used: its value "
+                  f"{shortened(str(value))!r} is not the name of a split")
+            return {"train": table}
+        values.setdefault(split, set()).add(str(value))
+    if "train" not in values:
+        print(f"warning: column {columns[0]!r} of {table.name} is not used: no row is for train")
+        return {"train": table}
+    return {split: rows_of_split(table, columns[0], found) for split, found in values.items()}
 
 
 def find_tables(data: str, wanted: list[str], config: str | None,
                 revision: str | None) -> dict[str, Table]:
     """The tables of a file, a folder or a dataset on the hub, by split. Raises InputError."""
     path = Path(data)
-    if path.is_file():
-        return {"train": open_table(path, wanted)}
-    if path.is_dir():
-        names = []
-        for file in sorted(path.iterdir()):
-            if file.suffix.lower() in READERS:
-                names.append(file.name)
-            elif file.stem.lower() in SPLIT_NAMES and file.is_file():
-                print(f"warning: {file} is left out: it is none of {', '.join(READERS)}")
-        found = name_splits(names, data)
-        return {split: open_table(path / name, wanted) for split, name in found.items()}
+    try:
+        if path.is_file():
+            return tables_by_column(open_table(path, wanted), wanted)
+        if path.is_dir():
+            return folder_tables(path, wanted)
+    except OSError as error:
+        raise InputError(f"cannot read {shortened(data)}: {error.strerror}: check --data"
+                         ) from error
     if path.suffix.lower() in READERS:
         raise InputError(f"there is no file {data}: check --data")
     dataset = load_hub_dataset(data, config, revision)
     return {split: hub_table(f"the {name} split of {data}", dataset[name])
-            for split, name in name_splits(list(dataset), data).items()}
+            for split, name in name_splits({name: name for name in dataset}, data).items()}
 
 
 def read_split(name: str, table: Table, text_column: str, label_column: str) -> Dataset | None:
