@@ -237,11 +237,49 @@ def test_labels_that_are_alike():
     assert alike(["1", "1.0", "2", "01", "NA", "na", " b", "b", "nan"]) == [
         "1", "1.0", "01", "NA", "na", " b", "b"]
     assert alike(["12345678901234567890", "12345678901234567891"]) == []
+    same = ["can't", "can\u2019t", "a\u200b", "A", "\uff42", "b", "1\ufeff", "1", "two  words",
+            "two words"]
+    assert alike([*same, "e", "\u00e9"]) == same
+
+
+COMPOSED, APART = "r\u00e9clamation", "re\u0301clamation"  # the same in NFC
+
+
+def test_labels_that_are_the_same_in_unicode_are_one(tmp_path):
+    write(tmp_path / "train.csv", messages("train").replace(",a", f",{COMPOSED}"))
+    file = write(tmp_path / "test.csv", f"text,label\na,{APART} \nb,b\n")
+    found = load_splits(str(tmp_path))
+    assert set(found["test"]["label"]) == {COMPOSED, "b"}
+    write(file, f"text,label\na,{APART}\u200b\nb,b\n")
+    assert (r"('r\xe9clamation\u200b' looks like 'r\xe9clamation' of train): add"
+            in refusal(load_splits, str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_columns_that_are_the_same_in_unicode_are_one(tmp_path, name):
+    rows = [{" text": f"text {i}", APART: "ab"[i % 2]} for i in range(30)]
+    text = f" text,{APART}\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
+    file = write(tmp_path / name, {"a.csv": text, "a.jsonl": rows}.get(
+        name, pa.Table.from_pylist(rows)))
+    assert len(load_splits(str(file), "text", COMPOSED)["test"]) == 6
+    assert read_table(file, "text").column_names == ["text", APART]
+    said = refusal(load_splits, str(file), "text", f"{COMPOSED}\u200b")
+    assert r"no column 'r\xe9clamation\u200b', but 're\u0301clamation'" in said
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"\x1f\x8b\x08\0", "packed by gzip"), (b"PK\x03\x04\0", "a zip archive"),
+    (b"\xd0\xcf\x11\xe0\0", "a workbook"), (b"%PDF-1.7\n", "a pdf"), (b"PAR1\0", "parquet"),
+    (b"\n<!DOCTYPE html>\n<p>a,b", "a web page"), ("text\n".encode("utf-16"), "text in UTF-16"),
+])
+def test_a_file_of_another_kind_is_told_which(tmp_path, content, words):
+    for suffix in (".csv", ".json"):
+        file = write(tmp_path / f"a{suffix}", content)
+        assert f"{file} is {words}" in refusal(read_table, file, "text")
 
 
 @pytest.mark.parametrize("content, where", [
     ("text\nok\ncaf\xe9\n".encode("latin-1"), "line 3, byte 4 (0xe9): not UTF-8"),
-    ("text\nok\n".encode("utf-16"), "line 1, byte 1 (0xff): not UTF-8"),
     ("text\nok\n".encode("utf-16-le"), "line 1, byte 2: a NUL byte"),
     (b"text\nok\nn\0ul\n", "line 3, byte 2: a NUL byte"),
     (b"text\nmy refund\rhas not come\n", "line 2: row 1 has a carriage return outside quotes"),
@@ -438,7 +476,7 @@ def test_names_of_splits(tmp_path, capsys, split, names):
     (["train.csv", "test_a.csv", "test_b.csv"], "test_a.csv and test_b.csv of "),
     (["train.csv", "test.csv", "test/a.csv"], "test.csv and test/a.csv of "),
     (["train.csv", "test-00000-of-00003.csv", "test-00002-of-00003.csv"],
-     "test-*-of-00003.csv: 2 files, not each of 3 once"),
+     "test-*-of-00003.csv: 2 files, not each number once"),
 ])
 def test_files_of_splits_that_are_in_doubt(tmp_path, names, words):
     (tmp_path / "test").mkdir()
@@ -458,8 +496,8 @@ def test_shards_are_read_in_order_and_the_exact_name_wins(tmp_path, capsys):
 
 @pytest.mark.parametrize("names, sizes, words", [
     (["train", "Val", "test"], [10, 10, 10], ""),
-    (["train", "", "test"], [22, 2, 6], "its value '' is not the name of a split"),
-    (["test"] * 3, [22, 2, 6], "no row is for train"),
+    (["train", "", "test"], [22, 2, 6], "train among them, and has ''"),
+    (["test"] * 3, [22, 2, 6], "train among them, and has 'test'"),
 ])
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_column_may_say_the_split(tmp_path, capsys, suffix, names, sizes, words):
@@ -502,12 +540,14 @@ def test_a_test_file_without_labels_is_left_out(tmp_path, capsys, content):
 
 def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
     found = DatasetDict(train=dataset([f"text {i}" for i in range(30)], [0, 1] * 15),
-                        test=dataset(["a", "b"], [-1, -1]))
+                        test=dataset(["a", "b"], [-1, -1]), test_more=dataset(["a"], [0]))
     monkeypatch.setattr(hub, "is_silent", lambda *_: False)
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: found)
     splits = load_splits("someone/data")
     assert set(splits["train"]["label"]) == {"no", "yes"} and len(splits["test"]) == 6
-    assert "warning: the test split of someone/data has no labels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: the test split of someone/data has no labels" in said
+    assert "warning: someone/data has what is not used: test_more (" in said
     found["dev"] = dataset(["a"], [["x"]], List(Value("string")))
     assert "split of someone/data: row 1 has a list" in refusal(load_splits, "someone/data")
     found["validation"] = found["train"]

@@ -18,34 +18,28 @@ def with_text(kind: pa.DataType, every: pa.DataType | None) -> pa.DataType:
         return pa.struct([field.with_type(with_text(field.type, every)) for field in kind])
     if pa.types.is_list(kind):
         return pa.list_(with_text(kind.value_type, every))
-    if every is None:
-        zone = pa.types.is_timestamp(kind) and kind.tz
-        return pa.timestamp(kind.unit, "UTC") if zone else kind
-    return every if pa.types.is_temporal(kind) or pa.types.is_dictionary(kind) else kind
+    if every:
+        return every if pa.types.is_temporal(kind) or pa.types.is_dictionary(kind) else kind
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
-def python_values(where: str, column: pa.Array | pa.ChunkedArray) -> list:
-    """The values of an Arrow column; dates that Python cannot hold as Arrow writes them.
-
-    Those are before year 1, after 9999 or in an unknown time zone. Raises InputError for others.
-    """
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError, KeyError):  # KeyError and pa.ArrowInvalid: the time zone
-        kind = column.type
-    try:
-        return column.cast(with_text(kind, None)).cast(with_text(kind, pa.string())).to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise InputError(f"{where} has values of {kind} that cannot be read: store them as "
-                         "strings") from error
-
-
-def arrow_values(where: str, column: pa.Array | pa.ChunkedArray,
+def arrow_values(name: str, column: pa.Array | pa.ChunkedArray,
                  names: dict[int, str] | None) -> Sequence:
-    """The values of an Arrow column; numbers of classes become their names."""
-    if column.type in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
+    """The values of an Arrow column; numbers of classes become their names.
+
+    Dates that Python cannot hold are as Arrow writes them. Raises InputError if it cannot.
+    """
+    kind = column.type
+    if kind in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
         return column.to_numpy(zero_copy_only=False)
-    values = python_values(where, column)
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):  # pa.ArrowInvalid, of a time zone, is a ValueError
+        try:
+            column = column.cast(with_text(kind, None)).cast(with_text(kind, pa.string()))
+            values = column.to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise InputError(f"{name} has unreadable {kind} values: store strings") from error
     return [names.get(value) for value in values] if names else values
 
 
@@ -58,8 +52,7 @@ def arrow_table(name: str, columns: list[str], features: Features,
     def rows(asked: list[str]) -> Iterator[tuple[str, tuple]]:
         row = 0
         for batch in batches(asked):
-            found = [arrow_values(f"{name}: column {each!r}", batch.column(each),
-                                  classes.get(each)) for each in asked]
+            found = [arrow_values(name, batch.column(each), classes.get(each)) for each in asked]
             for row, values in enumerate(zip(*found), start=row + 1):
                 yield f"{name}: row {row}", values
 

@@ -16,8 +16,9 @@ from day9.hub import check_pointer, load_hub_dataset
 from day9.reading.csvfile import csv_table
 from day9.reading.jsonfile import json_table
 from day9.reading.parquet import hub_table, parquet_table
-from day9.reading.tables import Table, require_column, strings
-from day9.reading.values import as_written, in_one_string, is_blank, normalised, required
+from day9.reading.tables import Table, check_kind, require_column, strings, with_names
+from day9.reading.values import (as_written, in_one_string, is_blank, look, normalised,
+                                 required)
 from day9.storage import store
 
 READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": json_table,
@@ -37,12 +38,13 @@ def open_table(path: Path, wanted: list[str]) -> Table:
                          "suffix")
     try:
         check_pointer(path)
+        check_kind(path)
         table = READERS[suffix](path, wanted) if path.stat().st_size else None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not table or not table.columns:
         raise InputError(f"{path} is empty: give a file with rows")
-    return table
+    return with_names(table, wanted)
 
 
 def read_table(path: Path, text_column: str) -> Dataset:
@@ -59,17 +61,14 @@ def read_table(path: Path, text_column: str) -> Dataset:
 
 def split_of(name: str) -> tuple[str | None, bool]:
     """The split that a name tells of, if it is one alone, and whether it says nothing else."""
-    found = {split: [re.search(rf"(?<![^\W\d_])({words})(?![^\W\d_])", name.lower()),
-                     re.fullmatch(words, name.lower())] for split, words in SPLIT_WORDS.items()}
-    told = [split for split, matches in found.items() if matches[0]]
-    return (told[0], found[told[0]][1] is not None) if len(told) == 1 else (None, False)
+    told = [(split, re.fullmatch(words, name.lower()) is not None)
+            for split, words in SPLIT_WORDS.items()
+            if re.search(rf"(?<![^\W\d_])({words})(?![^\W\d_])", name.lower())]
+    return told[0] if len(told) == 1 else (None, False)
 
 
 def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
-    """Which of the names is which split; `names` has what to judge each by. Warns of all others.
-
-    Raises InputError if none is train, or two are the same and neither is exactly its name.
-    """
+    """Which name, by the words given for it, is which split. Raises InputError if that is open."""
     found: dict[str, str] = {}
     told = {name: split_of(stem) for name, stem in names.items()}
     for split in SPLITS:
@@ -90,10 +89,7 @@ def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder by their names, shards together. Raises InputError if one is missing.
-
-    Those that no reader can take are left out, with a warning where one is named like a split.
-    """
+    """The files of a folder by name, shards together. Raises InputError if one is missing."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in READERS and not path.name.startswith("."):
@@ -105,16 +101,14 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     for name, paths in found.items():
         numbers = [SHARD.fullmatch(path.stem) for path in paths]
         if numbers[0] and [int(shard[2]) for shard in numbers] != [*range(int(numbers[0][3]))]:
-            raise InputError(f"{folder / name}: {len(paths)} files, not each of "
-                             f"{int(numbers[0][3])} once: get all of them")
+            raise InputError(f"{folder / name}: {len(paths)} files, not each number once: get all")
     return found
 
 
 def open_together(paths: list[Path], wanted: list[str]) -> Table:
     """The rows of several files in turn, with the columns that all have."""
     tables = [open_table(path, wanted) for path in paths]
-    columns = [column for column in tables[0].columns
-               if all(column in table.columns for table in tables)]
+    columns = [each for each in tables[0].columns if all(each in other.columns for other in tables)]
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return Table(f"{tables[0].name}{more}", columns,
                  lambda asked: chain.from_iterable(table.rows(asked) for table in tables))
@@ -148,16 +142,15 @@ def tables_by_column(table: Table, wanted: list[str]) -> dict[str, Table]:
     columns = [name for name in table.columns if normalised(name) == "split"]
     if len(columns) != 1 or columns[0] in wanted:
         return {"train": table}
-    values: dict[str, set[str]] = {}
+    values: dict[str | None, set[str]] = {}
     for _, [value] in table.rows(columns):
         split, exact = split_of(str(value).strip())
+        values.setdefault(split if exact else None, set()).add(str(value))
         if not exact:
-            print(f"warning: column {columns[0]!r} of {table.name} is not used: its value "
-                  f"{shortened(str(value))!r} is not the name of a split")
-            return {"train": table}
-        values.setdefault(split, set()).add(str(value))
-    if "train" not in values:
-        print(f"warning: column {columns[0]!r} of {table.name} is not used: no row is for train")
+            break
+    if None in values or "train" not in values:
+        print(f"warning: column {columns[0]!r} of {table.name} is not used: it should name "
+              f"splits, train among them, and has {shortened(', '.join(values.popitem()[1]))!r}")
         return {"train": table}
     return {split: rows_of_split(table, columns[0], found) for split, found in values.items()}
 
@@ -172,13 +165,13 @@ def find_tables(data: str, wanted: list[str], config: str | None,
         if path.is_dir():
             return folder_tables(path, wanted)
     except OSError as error:
-        raise InputError(f"cannot read {shortened(data)}: {error.strerror}: check --data"
-                         ) from error
+        raise InputError(f"{shortened(data)}: {error.strerror}: check --data") from error
     if path.suffix.lower() in READERS:
         raise InputError(f"there is no file {data}: check --data")
     dataset = load_hub_dataset(data, config, revision)
-    return {split: hub_table(f"the {name} split of {data}", dataset[name])
-            for split, name in name_splits({name: name for name in dataset}, data).items()}
+    exact = {name: name if split_of(name)[1] else "" for name in dataset}
+    return {split: with_names(hub_table(f"the {name} split of {data}", dataset[name]), wanted)
+            for split, name in name_splits(exact, data).items()}
 
 
 def read_split(name: str, table: Table, text_column: str, label_column: str) -> Dataset | None:
@@ -259,7 +252,9 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
                          "validate or to test: give more examples")
     for name in ("validation", "test"):
         if unknown := sorted(labels[name] - labels["train"]):
+            alike = [f" ({ascii(label)} looks like {ascii(known)} of train)" for label in unknown
+                     for known in labels["train"] if look(known) == look(label)]
             raise InputError(f"{tables.get(name, tables['train']).name}: the {name} split has "
-                             f"labels that training never sees: {shortened(', '.join(unknown))}: "
-                             "add examples or remove the rows")
+                             f"labels that training never sees: {shortened(', '.join(unknown))}"
+                             f"{''.join(alike[:1])}: add examples or remove the rows")
     return splits
