@@ -90,8 +90,8 @@ def print_audit(counts: dict[str, dict]) -> None:
         print(f"warning: labels differ in spelling alone: {', '.join(shown)}")
     if lists := several(labels):
         print(f"warning: rows with several labels in one: {sum(map(labels.get, lists)):,}, as in "
-              f"{ascii(shortened(lists[0]))} (a text gets one label: each list is a class of its "
-              "own)")
+              f"{ascii(shortened(lists[0]))} (this program gives a text one label, not several: "
+              "each such list is a class of its own)")
 
 
 def balance(split: Dataset, seed: int) -> Dataset:
