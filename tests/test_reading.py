@@ -269,13 +269,14 @@ def test_columns_that_are_the_same_in_unicode_are_one(tmp_path, name):
 
 @pytest.mark.parametrize("content, words", [
     (b"\x1f\x8b\x08\0", "packed by gzip"), (b"PK\x03\x04\0", "a zip archive"),
-    (b"\xd0\xcf\x11\xe0\0", "a workbook"), (b"%PDF-1.7\n", "a pdf"), (b"PAR1\0", "parquet"),
+    (b"\xd0\xcf\x11\xe0\0", "a workbook"), (b"%PDF-1.7\n", "a pdf"), (b"PAR1\x15", "parquet"),
     (b"\n<!DOCTYPE html>\n<p>a,b", "a web page"), ("text\n".encode("utf-16"), "text in UTF-16"),
 ])
 def test_a_file_of_another_kind_is_told_which(tmp_path, content, words):
     for suffix in (".csv", ".json"):
         file = write(tmp_path / f"a{suffix}", content)
         assert f"{file} is {words}" in refusal(read_table, file, "text")
+    assert len(read_table(write(tmp_path / "a.csv", "PAR1,text\n1,a\n"), "text")) == 1
 
 
 @pytest.mark.parametrize("content, where", [

@@ -83,8 +83,8 @@ def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
         raise InputError(f"{source} has no train split{there}: give one that has, or the path of a "
                          f"file of {', '.join(READERS)}")
     if unused := [name for name in names if name not in found.values()]:
-        print(f"warning: {source} has what is not used: {shortened(', '.join(unused), 200)} (a "
-              "split is what has its name alone, or else as a word)")
+        print(f"warning: {source} has what is not used: {shortened(', '.join(unused), 200)} "
+              "(one is used for each split, by its name, such as test)")
     return found
 
 

@@ -35,8 +35,8 @@ MAGIC = {  # how a file begins, what it is, and the remedy
     rb"PK\x03\x04": ("a zip archive, as a workbook of Excel is", "unpack it, or save it as csv"),
     rb"\xd0\xcf\x11\xe0": ("a workbook of Excel", "save it as csv"),
     rb"%PDF-": ("a pdf", "give its texts as csv"),
-    rb"\s*<(!doctype html|html)\b": ("a web page", "download the file that it shows"),
-    rb"PAR1": ("parquet", "end its name in .parquet"),
+    rb"(?i)\s*<(!doctype html|html)\b": ("a web page", "download the file that it shows"),
+    rb"PAR1\x15": ("parquet", "end its name in .parquet"),
     rb"\xff\xfe|\xfe\xff": ("text in UTF-16", "save the file as UTF-8")}
 
 
@@ -45,7 +45,7 @@ def check_kind(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(200)
     for magic, (kind, remedy) in MAGIC.items():
-        if re.match(magic, start, re.IGNORECASE) and path.suffix.lower() != f".{kind}":
+        if re.match(magic, start) and path.suffix.lower() != f".{kind}":
             raise InputError(f"{path} is {kind}, whatever its name says: {remedy}")
 
 
