@@ -194,11 +194,12 @@ def keep_start(folder: Path, settings: Settings, base, counts: dict[str, dict]) 
     Raises InputError if they are not what they were when a resumed run began.
     """
     started = {"base": base.digest, "prompt": base.prompt.digest, **counts}
+    digest = lambda part: part["sha256"] if isinstance(part, dict) else part
     if has_begun(folder):
         for part, kept in read_json(folder / "audit.json").items():
             name, option_name = ((settings.model, "--model") if part in ("base", "prompt")
                                  else (settings.data, "--data"))
-            check_same(started.get(part), kept, name, option_name)
+            check_same(digest(started.get(part)), digest(kept), name, option_name)
     if PartialState().is_main_process:
         write_json(folder / "settings.json", asdict(settings))
         write_json(folder / "audit.json", started)
