@@ -24,7 +24,7 @@ from day9.classifier import Classifier
 from day9.commands import merge, predict
 from day9.errors import exit_code
 from day9.files import write_json
-from day9.loading import load_base
+from day9.loading import load_base, load_embedder
 from day9.memory import choose_checkpointing
 from day9.model import add_adapter
 from day9.reading.audit import audit_split, balance, print_audit
@@ -38,15 +38,16 @@ def run(asked: Settings) -> None:
     with run_folder(asked) as (settings, folder):
         splits = load_splits(settings.data, settings.text_column, settings.label_column,
                              settings.data_config, settings.data_revision, settings.seed)
+        embed, embedder, settings = load_embedder(settings)
         base, settings = load_base(settings, splits["train"])
         counts = {name: audit_split(split, base.tokenizer, base.prompt)
                   for name, split in splits.items()}
         print_audit(counts)
-        keep_start(folder, settings, base, counts)
+        keep_start(folder, settings, base, embedder, counts)
 
         print("scoring before training", flush=True)
         first = PartialState().is_main_process  # of several processes, which share the Llama's work
-        results = judge_baselines(splits) if first else {}
+        results = judge_baselines(splits, embed) if first else {}
         results |= judge_base_model(splits, base, settings.instruction)
 
         start, test = time.perf_counter(), splits["test"]

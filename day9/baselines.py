@@ -1,8 +1,9 @@
 """What fine-tuning is compared with: none, or simple training. Written by hand, not tangled."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -11,20 +12,36 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from day9.prompts import context_length, make_prompt
 
+Embed = Callable[[list[str]], np.ndarray]  # vectors (texts, width) of length 1
 
-def fit_tfidf(train: Dataset, validation: Dataset):
-    """TF-IDF of words and word pairs, logistic regression; C has the least validation log-loss."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]",
-                            max_features=100_000)
-    features, truth = words.fit_transform(train["text"][:]), train["label"][:]
-    unseen, answers = words.transform(validation["text"][:]), validation["label"][:]
-    fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, truth)
+
+def fit_regression(features, train: Dataset, validation: Dataset):
+    """Logistic regression on the features of the texts, which are fitted here too.
+
+    Of the strengths C = 1, 10, 100 and 1,000, that with the least validation log-loss.
+    """
+    learnt, truth = features.fit_transform(train["text"][:]), train["label"][:]
+    unseen, answers = features.transform(validation["text"][:]), validation["label"][:]
+    fitted = [LogisticRegression(C=c, max_iter=2000).fit(learnt, truth)
               for c in (1, 10, 100, 1000)]
     loss = lambda model: log_loss(answers, model.predict_proba(unseen), labels=model.classes_)
-    return make_pipeline(words, min(fitted, key=loss))
+    return make_pipeline(features, min(fitted, key=loss))
+
+
+def fit_tfidf(train: Dataset, validation: Dataset):
+    """TF-IDF of words and word pairs, with logistic regression."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]",
+                            max_features=100_000)
+    return fit_regression(words, train, validation)
+
+
+def fit_embeddings(train: Dataset, validation: Dataset, embed: Embed):
+    """Sentence embeddings, with logistic regression (Reimers and Gurevych, 2019)."""
+    return fit_regression(FunctionTransformer(embed), train, validation)
 
 
 def fit_majority(train: Dataset, validation: Dataset):
@@ -35,10 +52,16 @@ def fit_majority(train: Dataset, validation: Dataset):
 Results = dict[str, tuple[np.ndarray, float]]  # of each system: probabilities, and seconds
 
 
-def judge_baselines(splits: DatasetDict) -> Results:
-    """Probabilities of the test rows by `majority` and `tfidf`, and seconds to fit and predict."""
+def judge_baselines(splits: DatasetDict, embed: Embed | None = None) -> Results:
+    """Probabilities of the test rows, and seconds to fit and predict, by `majority` and `tfidf`.
+
+    And by `embeddings`, if there is a function that makes them.
+    """
+    baselines = {"majority": fit_majority, "tfidf": fit_tfidf}
+    if embed:
+        baselines["embeddings"] = partial(fit_embeddings, embed=embed)
     results = {}
-    for name, fit in {"majority": fit_majority, "tfidf": fit_tfidf}.items():
+    for name, fit in baselines.items():
         start = time.perf_counter()
         model = fit(splits["train"], splits["validation"])
         probabilities = model.predict_proba(splits["test"]["text"][:])
