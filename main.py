@@ -27,8 +27,8 @@ from day9.files import write_json
 from day9.loading import load_base, load_embedder
 from day9.memory import choose_checkpointing
 from day9.model import add_adapter
-from day9.reading.audit import audit_split, balance, print_audit
-from day9.reading.splits import load_splits
+from day9.reading.audit import audit_split, print_audit
+from day9.reading.splits import balance, load_splits
 from day9.report import compute_report, print_report, write_report
 from day9.runs import check_space, keep_start, run_folder, save_classifier
 from day9.training import train, training_rows

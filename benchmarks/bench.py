@@ -42,8 +42,7 @@ from day9.loading import choose_precision, load_classifier
 from day9.model import load_model
 from day9.plain import as_conversation, ask, plain_trainer
 from day9.prompts import default_instruction, load_tokenizer, name_labels
-from day9.reading.files import read_table
-from day9.reading.splits import load_splits
+from day9.reading.splits import load_splits, read_table
 from day9.report import draw
 from day9.runs import read_settings
 from day9.settings import HERE, SMALL_LLAMA, Settings

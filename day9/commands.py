@@ -16,7 +16,7 @@ from day9.hub import check_pointer
 from day9.loading import choose_precision, load_classifier
 from day9.metrics import likeliest
 from day9.model import load_model
-from day9.reading.files import read_table
+from day9.reading.splits import read_table
 from day9.report import probability_columns, write_table
 from day9.runs import read_classifier, read_settings
 from day9.settings import MergeSettings, PredictSettings

@@ -6,7 +6,9 @@ Written by hand, not tangled.
 from pathlib import Path
 
 import datasets
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, is_offline_mode
+from datasets import DatasetDict, load_dataset
+from huggingface_hub import (constants, get_hf_file_metadata, hf_hub_url, is_offline_mode,
+                             snapshot_download)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from day9.errors import InputError, one_line
@@ -97,6 +99,22 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
         among = ", and choose a configuration with --data-config" if several else ""
         remedy = f"{one_line(chain[-1])}: check --{option_name}{among}"
     return InputError(f"cannot load the {option_name} {name}: {remedy}")
+
+
+def load_hub_dataset(data: str, config: str | None, revision: str | None) -> DatasetDict:
+    """The splits of a dataset on the hub. Raises InputError where it cannot be loaded.
+
+    Where the hub does not answer, the files of this revision in the cache are read: load_dataset
+    itself would try the hub for minutes, and then take whichever revision was loaded last.
+    """
+    try:
+        if ask_hub(data, "data", revision):
+            data_here = snapshot_download(data, repo_type="dataset", revision=revision,
+                                          local_files_only=True)
+            return DatasetDict(load_dataset(data_here, config))
+        return DatasetDict(load_dataset(data, config, revision=revision))
+    except Exception as error:  # the hub's exceptions have no common class
+        raise cannot_load(error, data, "data") from error
 
 
 def check_pointer(path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Counts of what usually goes wrong with data, before a model learns from them.
-
-Written by hand, not tangled.
-"""
+"""Counts of what usually goes wrong with data. Written by hand, not tangled."""
 
 import hashlib
 import json
@@ -66,13 +63,3 @@ def print_audit(counts: dict[str, dict]) -> None:
             print("warning:", advice.format(count))
     if similar := alike(sorted(counts["train"]["labels"])):
         print(f"warning: labels differ in spelling alone: {', '.join(map(repr, similar))}")
-
-
-def balance(split: Dataset, seed: int) -> Dataset:
-    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
-    rows: dict[str, list[int]] = {}
-    for row, label in enumerate(split["label"][:]):
-        rows.setdefault(label, []).append(row)
-    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
-    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
-    return split.select(np.concatenate(every).astype(int))

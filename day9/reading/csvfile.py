@@ -1,15 +1,14 @@
-"""Csv and tsv files as tables of strings. Written by hand, not tangled."""
+"""Csv and tsv files as tables. Written by hand, not tangled."""
 
 import csv
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from day9.errors import InputError, shortened
-from day9.reading.tables import Table, row_name
+from day9.reading.tables import Table
 from day9.reading.textfile import check_bytes, text_file
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
@@ -19,22 +18,32 @@ csv.field_size_limit(2**31 - 1)
 
 
 class Record(NamedTuple):
-    """A record of a csv file."""
+    """A record of a csv file, and the lines that it takes up."""
 
-    row: int  # 0 is the header
+    name: str  # for messages
     line: int  # where it begins
     lines: list[str]
     cells: list[str]
 
 
-def csv_records(path: Path, separator: str) -> Iterator[Record]:
-    """The records of a csv file, the header first, however many fields they have.
+def refusal(record: Record, what: str, remedy: str) -> InputError:
+    """What to say of a record that cannot be read."""
+    return InputError(f"{record.name} {what} ({shortened(record.lines[0])}): {remedy}")
 
-    Lines without names above the header are skipped, and empty lines below it,
-    unless a text is all that a row has. Raises InputError at a quote or a NUL
-    that is out of place.
-    """
-    row, width, lines = 0, 0, []
+
+def stray_quote(record: Record) -> InputError:
+    """What to say of a record with a quote that is only a character, or is never closed."""
+    last = record.line + len(record.lines) - 1
+    reach = f", up to line {last}," if last > record.line else ""
+    return refusal(record._replace(name=record.name + reach),
+                   "has a quote that is only a character or is never closed",
+                   "double each quote of a text, without a backslash, as in \"15\"\" screen\" and "
+                   "close every quote, or give the file as jsonl")
+
+
+def csv_records(path: Path, separator: str) -> Iterator[Record]:
+    """The records of a csv file, the header first. Raises InputError at one that is in doubt."""
+    header, row, lines = None, 0, []
 
     def keep_lines(file: TextIO) -> Iterator[str]:
         for line in file:
@@ -45,137 +54,96 @@ def csv_records(path: Path, separator: str) -> Iterator[Record]:
         reader = csv.reader(keep_lines(file), delimiter=separator, strict=True)
         while True:
             lines, line = [], reader.line_num + 1
+            name = f"{path}, line {line}: {f'row {row}' if row else 'the header'}"
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise stray_quote(path, Record(row, line, lines, [])) from error
+                raise stray_quote(Record(name, line, lines, [])) from error
             if cells is None:
                 return
-            if line == 1 and SEPARATOR_LINE.fullmatch(lines[0]):
+            if is_skipped(header, lines, cells):
                 continue
-            if not any(map(str.strip, cells)) if not row else not cells and width > 1:
-                continue
-            record, width = Record(row, line, lines, cells or [""]), width or len(cells)
-            check_marks(path, record, separator)
+            record = Record(name, line, lines, cells or [""])
+            header = header or record
+            check_record(path, record, header, separator)
             yield record
             row += 1
 
 
-def stray_quote(path: Path, record: Record) -> InputError:
-    """What to say of a record with a quote that is only a character, or is never closed."""
-    last = record.line + len(record.lines) - 1
-    reach = f", up to line {last}," if last > record.line else ""
-    backslash = ", without a backslash," if any('\\"' in line for line in record.lines) else ""
-    return InputError(
-        f"{row_name(path, record.row, record.line)}{reach} has a quote that is only a character or "
-        f"is never closed ({shortened(record.lines[0])}): double each quote of a text{backslash} "
-        'as in "15"" screen" and close every quote, or give the file as jsonl')
+def is_skipped(header: Record | None, lines: list[str], cells: list[str]) -> bool:
+    """True for a line without names above the header, and for an empty one that is not a text."""
+    if header:
+        return not cells and len(header.cells) > 1
+    return not any(map(str.strip, cells)) or SEPARATOR_LINE.fullmatch(lines[0]) is not None
 
 
-def check_marks(path: Path, record: Record, separator: str) -> None:
-    """Raise InputError at a NUL outside quotes, or a space before a quote, which then is none."""
+def check_record(path: Path, record: Record, header: Record, separator: str) -> None:
+    """Raise InputError at fields and characters that are out of place in a record."""
     bare = IN_QUOTES.sub('"', "".join(record.lines))
     if "\0" in bare:
         check_bytes(path)
     if re.search(f'(^|{re.escape(separator)}) +"', bare):
-        raise InputError(f"{row_name(path, record.row, record.line)} has a space before a quote "
-                         f"({shortened(record.lines[0])}): remove it, or put the whole text in "
-                         "quotes")
-
-
-def check_fields(path: Path, record: Record, header: Record, separator: str) -> None:
-    """Raise InputError if a row has too many or too few fields, or ends unlike the header."""
-    count = len(record.cells)
-    if count != len(header.cells):
-        what = f"{count} field{'s' * (count != 1)} and the header {len(header.cells)}"
+        raise refusal(record, "has a space before a quote",
+                      "remove it, or put the whole text in quotes")
+    count, width = len(record.cells), len(header.cells)
+    if count != width:
+        what = f"has {count} field{'s' * (count != 1)} and the header {width}"
     elif record.lines[-1].endswith("\r") and header.lines[-1].endswith("\n"):
-        what = "a carriage return outside quotes"
+        what = "has a carriage return outside quotes"
     else:
         return
-    raise InputError(f"{row_name(path, record.row, record.line)} has {what} "
-                     f"({shortened(record.lines[0])}): put texts that hold {separator!r} or line "
-                     "ends in quotes, and close every quote")
+    raise refusal(record, what, f"put texts that hold {separator!r} or line ends in quotes, and "
+                                "close every quote")
 
 
-def swallows_rows(path: Path, separator: str) -> bool:
-    """True if texts of several lines are perhaps rows that stray quotes have run together.
+def check_long_texts(path: Path, separator: str) -> None:
+    """Raise InputError if texts of several lines may be rows that stray quotes run together.
 
-    Each line of the file then is a row by itself. And prose has empty fields or
-    spaces around its commas: these lines have some only where other rows do.
+    Every line of the file is a row by itself then. And prose has spaces after
+    commas, or line ends: such fields are in these lines only where others have them.
     """
-    width, in_long_texts, elsewhere = 0, set(), set()
+    long, in_long, elsewhere = None, set(), set()
     for record in csv_records(path, separator):
-        width = width or len(record.cells)
-        for line in record.lines:
-            fields = line.rstrip("\r\n").split(separator)
-            if len(fields) != width or width == 1:
-                return False
-            prose = {i for i, field in enumerate(fields) if not field or field.startswith(" ")}
-            (in_long_texts if len(record.lines) > 1 else elsewhere).update(prose)
-    return in_long_texts <= elsewhere
-
-
-def csv_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a csv file, without the header, each with the line where it begins.
-
-    Raises InputError as csv_records and check_fields do, and at the end where
-    it swallows_rows.
-    """
-    records = csv_records(path, separator)
-    header = next(records)
-    long = header if len(header.lines) > 1 else None
-    for record in records:
-        check_fields(path, record, header, separator)
-        long = long or (record if len(record.lines) > 1 else None)
-        yield record.line, record.cells
-    if long and swallows_rows(path, separator):
-        raise stray_quote(path, long)
-
-
-def csv_header(path: Path, separator: str) -> list[str]:
-    """The fields of the first record, if there is one. Raises InputError as csv_records does."""
-    return next((record.cells for record in csv_records(path, separator)), [])
+        lines = [line.rstrip("\r\n").split(separator) for line in record.lines]
+        if any(len(fields) == 1 or len(fields) != len(record.cells) for fields in lines):
+            return
+        prose = {i for fields in lines for i, field in enumerate(fields)
+                 if not field or field.startswith(" ")}
+        (in_long if len(lines) > 1 else elsewhere).update(prose)
+        long = long or (record if len(lines) > 1 else None)
+    if long and in_long <= elsewhere:
+        raise stray_quote(long)
 
 
 def find_separator(path: Path, wanted: list[str]) -> str:
-    """The separator of a csv or tsv file; prints a warning where its suffix says another.
-
-    It is what a line `sep=` says, or what gives a header with the most of the
-    wanted columns, then with the most columns.
-    """
+    """What a line `sep=` says, else what finds most wanted columns; a warning if not the usual."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     with text_file(path) as file:
-        if said := SEPARATOR_LINE.fullmatch(file.readline()):
-            return said[1]
-    headers = {}
-    for mark in (usual, *SEPARATORS):
-        with suppress(InputError):
-            headers[mark] = csv_header(path, mark)
-    separator = max(headers, default=usual, key=lambda mark: (
-        len(set(wanted) & set(headers[mark])), len(headers[mark])))
-    if wanted[0] not in headers.get(separator, []):
-        csv_header(path, usual)  # perhaps something else is wrong with it
-    if separator != usual:
-        print(f"warning: {path} is read with {SEPARATORS[separator]} between its columns, "
-              f"not {SEPARATORS[usual]}")
-    return separator
+        first = next((line for line in file if line.strip()), "")
+    if said := SEPARATOR_LINE.fullmatch(first):
+        return said[1]
+    names = {mark: next(csv.reader([first], delimiter=mark), []) for mark in (usual, *SEPARATORS)}
+    best = max(names, key=lambda mark: (len(set(wanted) & set(names[mark])), len(names[mark])))
+    if best != usual:
+        print(f"warning: {path} is read with {SEPARATORS[best]} between its columns, not "
+              f"{SEPARATORS[usual]}")
+    return best
 
 
-def check_header(path: Path, separator: str, wanted: list[str]) -> None:
-    """Raise InputError if the first record of a csv file is something else than a header."""
-    first, *others = islice(csv_records(path, separator), 1000)
-    shown = f"{path}, line {first.line}: {shortened(', '.join(first.cells))!r}"
-    for line in (line for record in others for line in record.lines):
-        names = {name.strip('" \r\n') for name in re.split(r"[,\t;|]", line)}
-        if names.issuperset(wanted):
+def check_header(path: Path, separator: str, header: Record, wanted: list[str]) -> None:
+    """Raise InputError if the first record, which lacks a wanted column, is not a header."""
+    shown = f"{path}, line {header.line}: {shortened(', '.join(header.cells))!r}"
+    with text_file(path) as file:
+        lines = list(islice(file, 1000))
+    for line in lines:
+        if {name.strip('" \r\n') for name in re.split(r"[,\t;|]", line)}.issuperset(wanted):
             raise InputError(f"{shown} is above the header: remove what is above it")
-    no_name = any(len(cell) > 100 or "\n" in cell for cell in first.cells)
-    again = any(cell and cell == other for record in others  # as labels are, but not names
-                for cell, other in zip(first.cells, record.cells))
-    if no_name or again:
+    columns = zip(*csv.reader(lines, delimiter=separator))
+    if any(len(cell) > 100 or "\n" in cell or cell and column.count(cell) > 1  # as labels are
+           for cell, column in zip(header.cells, columns)):
         raise InputError(f"{shown} is a row, not a header: put a header above it, with "
                          f"{' and '.join(wanted)} among its names")
-    if len(first.cells) == 1 and wanted[0] in first.cells[0]:
+    if len(header.cells) == 1 and wanted[0] in header.cells[0]:
         raise InputError(f"{shown} has no separator: put {' or '.join(SEPARATORS.values())} "
                          "between the columns")
 
@@ -183,14 +151,15 @@ def check_header(path: Path, separator: str, wanted: list[str]) -> None:
 def csv_table(path: Path, wanted: list[str]) -> Table:
     """A csv or tsv file. Raises InputError if its first record is no header."""
     separator = find_separator(path, wanted)
-    header = csv_header(path, separator)
-    columns = [name or f"Unnamed: {i}" for i, name in enumerate(header)]  # as pandas calls them
+    header = next(csv_records(path, separator), Record("", 0, [], []))
+    columns = [name or f"Unnamed: {i}" for i, name in enumerate(header.cells)]  # as pandas does
     if columns and wanted[0] not in columns:
-        check_header(path, separator, wanted)
+        check_header(path, separator, header, wanted)
 
-    def rows(asked: list[str]) -> Iterator[tuple[int, list[str]]]:
+    def rows(asked: list[str]) -> Iterator[tuple[str, list[str]]]:
         positions = [columns.index(column) for column in asked]
-        for line, cells in csv_rows(path, separator):
-            yield line, [cells[i] for i in positions]
+        for record in islice(csv_records(path, separator), 1, None):
+            yield record.name, [record.cells[i] for i in positions]
+        check_long_texts(path, separator)
 
     return Table(str(path), columns, rows)

@@ -1,12 +1,13 @@
-"""Parquet files, and other tables of Arrow, as tables. Written by hand, not tangled."""
+"""Parquet files, and datasets on the hub, as tables. Written by hand, not tangled."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features
+from datasets import ClassLabel, Dataset, Features
 
 from day9.errors import InputError, one_line
 from day9.reading.tables import Table
@@ -17,25 +18,22 @@ def arrow_values(column: pa.Array | pa.ChunkedArray, classes: list[str] | None) 
     if column.type in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
         return column.to_numpy(zero_copy_only=False)
     values = column.to_pylist()
-    if not classes:
-        return values
-    names = dict(enumerate(classes))
-    return [names.get(value) for value in values]
+    names = dict(enumerate(classes or []))
+    return [names.get(value) for value in values] if classes else values
 
 
 def arrow_table(name: str, columns: list[str], features: Features,
                 batches: Callable[[list[str]], Iterable]) -> Table:
-    """Batches of Arrow as a Table, whose lines are unknown.
-
-    `batches` gives those of some columns; `features` has the names of classes.
-    """
+    """A Table from `batches` of some of its columns; `features` has the names of classes."""
     classes = {column: feature.names for column, feature in features.items()
                if isinstance(feature, ClassLabel)}
 
-    def rows(asked: list[str]) -> Iterator[tuple[int, Sequence]]:
-        for batch in batches(asked):
-            values = [arrow_values(batch.column(name), classes.get(name)) for name in asked]
-            yield from ((0, row) for row in zip(*values))
+    def values(batch: pa.RecordBatch | pa.Table, asked: list[str]) -> Iterator[tuple]:
+        return zip(*(arrow_values(batch.column(each), classes.get(each)) for each in asked))
+
+    def rows(asked: list[str]) -> Iterator[tuple[str, tuple]]:
+        found = chain.from_iterable(values(batch, asked) for batch in batches(asked))
+        return ((f"{name}: row {number}", row) for number, row in enumerate(found, start=1))
 
     return Table(name, columns, rows)
 
@@ -61,3 +59,11 @@ def parquet_table(path: Path, wanted: list[str]) -> Table:
         numbers = [field for field in schema if pa.types.is_integer(field.type)]  # as classes are
         features = Features.from_arrow_schema(pa.schema(numbers, schema.metadata))
     return arrow_table(str(path), schema.names, features, batches)
+
+
+def hub_table(name: str, split: Dataset) -> Table:
+    """A split of a dataset on the hub."""
+    def batches(asked: list[str]) -> Iterable[pa.Table]:
+        return split.select_columns(asked).with_format("arrow").iter(1000)
+
+    return arrow_table(name, split.column_names, split.features, batches)

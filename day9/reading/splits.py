@@ -1,9 +1,7 @@
-"""Train, validation and test splits, none of which has a text of another.
-
-Written by hand, not tangled.
-"""
+"""Train, validation and test splits, and single files. Written by hand, not tangled."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,51 +9,63 @@ from datasets import Dataset, DatasetDict
 from sklearn.model_selection import train_test_split
 
 from day9.errors import InputError, shortened
-from day9.reading.files import READERS, open_table
-from day9.reading.hubdata import hub_tables
+from day9.hub import check_pointer, load_hub_dataset
+from day9.reading.csvfile import csv_table
+from day9.reading.jsonfile import json_table
+from day9.reading.parquet import hub_table, parquet_table
 from day9.reading.tables import Table, has_labels, require_column, store
-from day9.reading.values import label_of, normalised, text_of
+from day9.reading.values import as_written, in_one_string, normalised, required
 
+READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": json_table,
+           ".parquet": parquet_table}
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(
     ("val", "valid", "dev", "eval"), "validation")
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """The train, validation and test files of a folder, by split.
+def open_table(path: Path, wanted: list[str]) -> Table:
+    """A file; the texts are the first of the wanted columns. Raises InputError if it is none."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise InputError(f"{path} is none of {', '.join(READERS)}: convert it, or correct its "
+                         "suffix")
+    try:
+        check_pointer(path)
+        table = READERS[suffix](path, wanted) if path.stat().st_size else None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not table or not table.columns:
+        raise InputError(f"{path} is empty: give a file with rows")
+    return table
 
-    Raises InputError if there is no train file, or two files are one split.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = SPLIT_NAMES.get(path.name.split(".")[0].lower())
-        if split is None or not path.is_file():
-            continue
-        if path.suffix.lower() not in READERS:
-            print(f"warning: {path} is left out: it is none of {', '.join(READERS)}")
-        elif split in found:
-            raise InputError(f"{found[split]} and {path} are both the {split} split: remove one")
-        else:
-            found[split] = path
+
+def read_table(path: Path, text_column: str) -> Dataset:
+    """A file with all its columns as strings; a missing text is empty. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: check --data")
+    table = open_table(path, [text_column])
+    for column in (text_column, *table.columns):
+        require_column(table, column, "--text-column")
+    convert = dict.fromkeys(table.columns, in_one_string)
+    convert[text_column] = lambda text: as_written(text) or ""
+    return store(table, convert, table.columns)
+
+
+def name_splits(names: list[str], source: str) -> dict[str, str]:
+    """Which name is which split. Raises InputError if none is train, or two are the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_NAMES.get(name.split(".")[0].lower())
+        if split in found:
+            raise InputError(f"{found[split]} and {name} of {source} are both for {split}: give a "
+                             "folder with only one of them")
+        if split:
+            found[split] = name
     if "train" not in found:
-        raise InputError(f"{folder} must hold a train file of {', '.join(READERS)}: add one, or "
-                         "give the path of a file")
+        there = f"; there are {shortened(', '.join(names))}" if names else ""
+        raise InputError(f"{source} has no train split{there}: give one that has, or the path of a "
+                         f"file of {', '.join(READERS)}")
     return found
-
-
-def hub_splits(data: str, config: str | None, revision: str | None) -> dict[str, Table]:
-    """The hub_tables by split. Raises InputError if there is no train split, or two are one."""
-    found, tables = hub_tables(data, config, revision), {}
-    for name, table in found.items():
-        split = SPLIT_NAMES.get(name, name)
-        if split in tables:
-            raise InputError(f"{tables[split].name} and its {name} split are both for {split}: "
-                             "save the right one as a file, and give a folder of files")
-        tables[split] = table
-    if "train" not in tables:
-        raise InputError(f"{data} has no train split; there are {', '.join(found)}: "
-                         "give one that has")
-    return tables
 
 
 def find_tables(data: str, wanted: list[str], config: str | None,
@@ -65,10 +75,14 @@ def find_tables(data: str, wanted: list[str], config: str | None,
     if path.is_file():
         return {"train": open_table(path, wanted)}
     if path.is_dir():
-        return {split: open_table(file, wanted) for split, file in split_files(path).items()}
+        names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in READERS)
+        found = name_splits(names, data)
+        return {split: open_table(path / name, wanted) for split, name in found.items()}
     if path.suffix.lower() in READERS:
         raise InputError(f"there is no file {data}: check --data")
-    return hub_splits(data, config, revision)
+    dataset = load_hub_dataset(data, config, revision)
+    return {split: hub_table(f"the {name} split of {data}", dataset[name])
+            for split, name in name_splits(list(dataset), data).items()}
 
 
 def read_split(name: str, table: Table, text_column: str, label_column: str) -> Dataset | None:
@@ -79,19 +93,12 @@ def read_split(name: str, table: Table, text_column: str, label_column: str) -> 
               "is cut from train instead")
         return None
     require_column(table, label_column, "--label-column")
-    return store(table, {text_column: text_of, label_column: label_of}, ["text", "label"])
-
-
-def labels_of(split: Dataset) -> set[str]:
-    """The labels that a split has."""
-    return set(split["label"][:])
+    convert = {text_column: partial(required, "text"), label_column: partial(required, "label")}
+    return store(table, convert, ["text", "label"])
 
 
 def split_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Divide a split in two, stratified by label; the second part has `size` rows.
-
-    It has no fewer than there are labels. Raises InputError if that cannot be.
-    """
+    """Cut off `size` rows, or one per label if that is more, stratified. Raises InputError."""
     labels = split["label"][:]
     try:
         kept, cut = train_test_split(range(len(split)), test_size=max(size, len(set(labels))),
@@ -126,36 +133,42 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
                 seed: int = 42) -> DatasetDict:
     """Train, validation and test splits with the string columns `text` and `label`.
 
-    `data` is a file, a folder with files of splits, or a dataset on the hub.
-    No text of a later split is in an earlier one. Raises InputError where that
-    cannot be had.
+    `data` is a file, a folder with files of splits, or a dataset on the hub. No text of a later
+    split is in an earlier one. Raises InputError where that cannot be had.
     """
     if text_column == label_column:
         raise InputError(f"column {text_column!r} cannot hold both the texts and the labels: "
                          "choose with --text-column and --label-column")
     tables = find_tables(data, [text_column, label_column], config, revision)
-    found = {name: read_split(name, tables[name], text_column, label_column)
-             for name in SPLITS if name in tables}
-    splits = DatasetDict({name: split for name, split in found.items() if split is not None})
-    source = tables["train"].name
-    if len(labels_of(splits["train"])) < 2:
-        raise InputError(f"{source} has a single class in column {label_column!r}: "
+    splits = DatasetDict()
+    for name in SPLITS:
+        if name in tables and (split := read_split(name, tables[name], text_column, label_column)):
+            splits[name] = split
+    if len(set(splits["train"]["label"][:])) < 2:
+        raise InputError(f"{tables['train'].name} has a single class in column {label_column!r}: "
                          "there is nothing to tell apart")
     for name, part in (("test", 5), ("validation", 10)):
         if name not in splits:
             size = len(splits["train"]) // part
-            try:
-                splits["train"], splits[name] = split_off(splits["train"], size, seed)
-            except InputError as error:
-                raise InputError(f"{source}: {error}") from error
+            splits["train"], splits[name] = split_off(splits["train"], size, seed)
     splits = without_repeats(splits)
-    known = labels_of(splits["train"])
-    if not all(map(len, splits.values())) or len(splits["test"]) < 2 or len(known) < 2:
+    labels = {name: set(split["label"][:]) for name, split in splits.items()}
+    if not all(labels.values()) or len(splits["test"]) < 2 or len(labels["train"]) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to "
                          "validate or to test: give more examples")
     for name in ("validation", "test"):
-        if unknown := sorted(labels_of(splits[name]) - known):
-            where = tables[name].name if found.get(name) else source
-            raise InputError(f"{where}: the {name} split has labels that training never sees: "
-                             f"{shortened(', '.join(unknown))}: add examples or remove the rows")
+        if unknown := sorted(labels[name] - labels["train"]):
+            raise InputError(f"{tables.get(name, tables['train']).name}: the {name} split has "
+                             f"labels that training never sees: {shortened(', '.join(unknown))}: "
+                             "add examples or remove the rows")
     return splits
+
+
+def balance(split: Dataset, seed: int) -> Dataset:
+    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(split["label"][:]):
+        rows.setdefault(label, []).append(row)
+    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
+    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
+    return split.select(np.concatenate(every).astype(int))

@@ -11,8 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from day9.errors import InputError, shortened
-from day9.reading.values import (LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing,
-                                 normalised)
+from day9.reading.values import LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing, normalised
 
 Convert = Callable[[object], str | None]  # raises ValueError, with a kind and a remedy
 
@@ -23,17 +22,12 @@ class Table:
 
     name: str  # for messages
     columns: list[str]
-    rows: Callable[[list[str]], Iterator[tuple[int, Sequence]]]  # line, values of the columns
-
-
-def row_name(name: object, row: int, line: int = 0) -> str:
-    """How a message about a row begins; row 0 is the header, line 0 is unknown."""
-    return f"{name}{f', line {line}' if line else ''}: {f'row {row}' if row else 'the header'}"
+    rows: Callable[[list[str]], Iterator[tuple[str, Sequence]]]  # name of a row, some columns
 
 
 def strings(table: Table, convert: dict[str, Convert]) -> Iterator[list[str | None]]:
     """The rows, with the given columns as strings. Raises InputError at a value that is none."""
-    for row, (line, values) in enumerate(table.rows(list(convert)), start=1):
+    for row_name, values in table.rows(list(convert)):
         cells = []
         for (column, function), value in zip(convert.items(), values):
             try:
@@ -41,8 +35,8 @@ def strings(table: Table, convert: dict[str, Convert]) -> Iterator[list[str | No
             except ValueError as error:
                 kind, remedy = error.args
                 shown = "" if is_missing(value) else f" ({shortened(str(value))})"
-                raise InputError(f"{row_name(table.name, row, line)} has {kind} in column "
-                                 f"{column!r}{shown}: {remedy}") from error
+                what = f"{kind} in column {column!r}{shown}"
+                raise InputError(f"{row_name} has {what}: {remedy}") from error
         yield cells
 
 
@@ -61,7 +55,7 @@ def require_column(table: Table, column: str, option_name: str) -> None:
             raise InputError(f"{table.name}: no column {column!r}, but {name!r}: rename it, or "
                              f"choose it with {option_name}")
     names = [name for name in table.columns if table.columns.count(name) == 1]
-    _, values = next(table.rows(names), (0, [None] * len(names)))
+    _, values = next(table.rows(names), ("", [None] * len(names)))
     kinds = [NOT_PLAIN.get(type(value), ("", ""))[0] for value in values]
     there = (shortened(name) + (kind and f" ({kind})") for name, kind in zip(names, kinds))
     remedies = [f"choose with {option_name}"] * ("" in kinds) + [ONE_PER_ROW] * any(kinds)
@@ -76,15 +70,12 @@ def has_labels(table: Table, label_column: str) -> bool:
 
 
 def store(table: Table, convert: dict[str, Convert], columns: list[str]) -> Dataset:
-    """The `strings` of a table as a dataset with new names for its columns.
+    """The strings of a table as a dataset with these columns. Raises InputError if it cannot be.
 
-    It is on the disk, and need not fit into memory, but in a file without a
-    name, which ends with the process however that ends: texts can be private.
-    What the datasets library makes of it stays in memory. Raises InputError as
-    `strings` does, and if there are no rows.
+    They need not fit into memory: they are in a file without a name, which ends with the process,
+    even one that is killed. Texts can be private.
     """
-    schema = pa.schema([(column, pa.string()) for column in columns])
-    rows = strings(table, convert)
+    schema, rows = pa.schema([(name, pa.string()) for name in columns]), strings(table, convert)
     try:
         with tempfile.TemporaryFile() as file:
             with pa.ipc.new_stream(file, schema) as stream:
@@ -94,8 +85,8 @@ def store(table: Table, convert: dict[str, Convert], columns: list[str]) -> Data
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise InputError(f"cannot keep the rows of {table.name} in TMPDIR: {error.strerror}: "
-                         "make room, or set TMPDIR to another folder") from error
+        raise InputError(f"cannot keep the rows of {table.name} in a temporary file: "
+                         f"{error.strerror}: make room, or set TMPDIR to another folder") from error
     stored = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
     if not len(stored):
         raise InputError(f"{table.name} is empty: give one with rows")

@@ -1,7 +1,4 @@
-"""Text files, which must be UTF-8, with their line ends as they are.
-
-Written by hand, not tangled.
-"""
+"""Text files: UTF-8, and their line ends as they are. Written by hand, not tangled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

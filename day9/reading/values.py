@@ -21,11 +21,8 @@ class Repeated:
 
 ONE_PER_ROW = "give one text and one label per row"
 NOT_PLAIN = {  # what it is called, and the remedy
-    list: ("a list", ONE_PER_ROW),
-    dict: ("an object", ONE_PER_ROW),
-    bytes: ("bytes", "store strings"),
-    Repeated: ("more than one value", "keep one"),
-}
+    list: ("a list", ONE_PER_ROW), dict: ("an object", ONE_PER_ROW),
+    bytes: ("bytes", "store strings"), Repeated: ("more than one value", "keep one")}
 NUMBERS = (bool, int, float, np.floating, Decimal, Number)
 PLAIN = (str, *NUMBERS, date, time, timedelta)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 cannot
@@ -37,35 +34,24 @@ def is_missing(value: object) -> bool:
 
 
 def as_written(value: object) -> str | None:
-    """A string, number or date as a string; None where it is missing.
-
-    Raises ValueError, with a kind and a remedy, for anything else.
-    """
+    """A plain value as a string, None where it is missing. Raises ValueError: kind, remedy."""
     if is_missing(value):
         return None
     if not isinstance(value, PLAIN):
         kind = type(value)
         raise ValueError(*NOT_PLAIN.get(kind, (f"a {kind.__name__}", "store strings")))
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # as JSON has it
     if LONE_SURROGATE.search(text):
         raise ValueError("half a character (a lone surrogate)", "remove it")
     return text
 
 
-def text_of(value: object) -> str:
-    """A text as_written. Raises ValueError as that does, and where it is missing."""
+def required(what: str, value: object) -> str:
+    """A "text" or "label" as_written. Raises ValueError if it is missing, or a label is blank."""
     text = as_written(value)
-    if text is None:
-        raise ValueError("no text", "fill it in or remove the row")
+    if text is None or what == "label" and not text.strip():
+        raise ValueError(f"no {what}", "fill it in or remove the row")
     return text
-
-
-def label_of(value: object) -> str:
-    """A label as_written. Raises ValueError as that does, and where it is missing or blank."""
-    label = as_written(value)
-    if label is None or not label.strip():
-        raise ValueError("no label", "fill it in or remove the row")
-    return label
 
 
 def in_json(value: object) -> str:
