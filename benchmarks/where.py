@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from day9.loading import choose_precision, load_embedder
 from day9.metrics import compute_metrics
 from day9.model import add_adapter, four_bits, keep_trainable, load_model, lora_config
 from day9.prompts import default_instruction, load_tokenizer, make_prompt
-from day9.reading.splits import load_splits, read_split, split_off
+from day9.reading.splits import load_splits, read_table, split_off
 from day9.report import SYSTEM_NAMES, draw
 from day9.settings import HERE, SMALL_LLAMA, Settings
 from day9.training import default_epochs, train, training_rows
@@ -50,3 +51,223 @@ SETS = {  # where each comes from: address and commit; what decides; rows to tra
     "banking77": ("https://github.com/PolyAI-LDN/task-specific-datasets at 57ec275", "topic",
                   (1540,), 1)}
 HEAD_ROWS = {"health-questions": (80, 1000), "patient-messages": (32, 880)}
+
+
+def settings_for(model: str, train_split: Dataset, seed: int, rank: int) -> Settings:
+    """The program's default settings for so many rows."""
+    width = transformers.AutoConfig.from_pretrained(model).hidden_size
+    return Settings(model=model, epochs=default_epochs(train_split["label"][:]), rank=rank,
+                    learning_rate=0.5 / width, seed=seed)
+
+
+def labels_and_prompt(tokenizer, splits: DatasetDict):
+    """The labels in their order, and the program's default prompt for them."""
+    labels = sorted(splits["train"].unique("label"))
+    return labels, make_prompt(tokenizer, labels, default_instruction(labels), 512)
+
+
+def train_fine_tuned(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Probabilities of a Llama that was trained to write the label."""
+    tokenizer = load_tokenizer(model)
+    _, prompt = labels_and_prompt(tokenizer, splits)
+    adapted = add_adapter(load_model(model, choose_precision()[0]), rank, seed)
+    tuned = Classifier(adapted, tokenizer, prompt)
+    settings = settings_for(model, splits["train"], seed, rank)
+    with tempfile.TemporaryDirectory() as folder:
+        log = train(tuned, training_rows(splits["train"], tokenizer, prompt),
+                    splits["validation"], settings, Path(folder))
+    tuned.temperature = best_epoch(log)["temperature"]
+    return tuned.predict_proba(splits["test"]["text"][:])
+
+
+def train_head(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """The same with a classification head; the epoch with the least validation loss counts."""
+    tokenizer = load_tokenizer(model)
+    labels, prompt = labels_and_prompt(tokenizer, splits)
+    numbered = splits.map(lambda row: {
+        "input_ids": prompt.before + prompt.encode(tokenizer, [row["text"]])[0],
+        "label": labels.index(row["label"])}, remove_columns=["text"])
+    transformers.set_seed(seed)
+    dtype, _ = choose_precision()
+    config = four_bits(dtype)
+    config.llm_int8_skip_modules = ["score"]  # the head is new, and trained as it is
+    headed = keep_trainable(transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, dtype=dtype, quantization_config=config, num_labels=len(labels),
+        pad_token_id=tokenizer.pad_token_id))
+    settings = settings_for(model, splits["train"], seed, rank)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = transformers.Trainer(
+            model=get_peft_model(headed, lora_config(rank, "SEQ_CLS")),
+            train_dataset=numbered["train"], eval_dataset=numbered["validation"],
+            processing_class=tokenizer, args=transformers.TrainingArguments(
+                output_dir=folder, num_train_epochs=settings.epochs, seed=seed,
+                learning_rate=HEAD_LEARNING_RATE, warmup_steps=0.05, eval_strategy="epoch",
+                save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
+                use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True))
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        return softmax(trainer.predict(numbered["test"]).predictions, axis=1)
+
+
+def train_tfidf(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Probabilities of the simple baseline."""
+    baseline = fit_tfidf(splits["train"], splits["validation"])
+    return baseline.predict_proba(splits["test"]["text"][:])
+
+
+def train_embeddings(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Probabilities of the default sentence embeddings with logistic regression."""
+    embed, _, _ = load_embedder(Settings())
+    return fit_embeddings(splits["train"], splits["validation"], embed).predict_proba(
+        splits["test"]["text"][:])
+
+
+def train_random(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """As train_fine_tuned, but from random weights in place of the pretrained ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.set_seed(seed)
+        config = transformers.AutoConfig.from_pretrained(model)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        load_tokenizer(model).save_pretrained(folder)
+        return train_fine_tuned(folder, splits, seed, rank)
+
+
+SYSTEMS = {"fine_tuned": train_fine_tuned, "head": train_head, "tfidf": train_tfidf,
+           "embeddings": train_embeddings, "random": train_random}
+
+
+def draw_splits(folder: Path, rows: int, draw_number: int) -> DatasetDict:
+    """A draw of so many training rows, the pool's included where there is one, and validation.
+
+    Each class in proportion; all rows where there are no more.
+    """
+    splits, pool = load_splits(str(folder)), folder / "source" / "pool.csv"
+    training, validation = splits["train"], splits["validation"]
+    if pool.exists():
+        spare = read_table(pool, "text").select_columns(["text", "label"])
+        training = concatenate_datasets([training, spare])
+    if rows < len(training):
+        _, training = split_off(training, rows, draw_number)
+    size = max(LEAST_VALIDATION, rows // 5)
+    if size < len(validation):
+        _, validation = split_off(validation, size, draw_number)
+    return DatasetDict(train=training, validation=validation, test=splits["test"])
+
+
+def find_cells(sets: dict[str, tuple]) -> list[dict]:
+    """All that is to be measured: a set, so many rows, a draw, a system, and the adapter's rank."""
+    return [{"data": name, "rows": rows, "draw": number, "system": system, "rank": 16}
+            for name, (_, _, sizes, draws) in sets.items() for number in range(draws)
+            for rows in sizes for system in (
+                *SYSTEMS_USUAL, *(["head"] if rows in HEAD_ROWS.get(name, ()) else []))]
+
+
+def find_folder(name: str, others: Path) -> Path | None:
+    """The folder of a set: in this checkout, or among others; None where it is missing."""
+    folders = [HERE / "data" / name, others / name]
+    return next((folder for folder in folders if (folder / "train.csv").exists()), None)
+
+
+def measure(cell: dict, folder: Path, model: str) -> dict:
+    """The figures of one cell, on the test split."""
+    splits = draw_splits(folder, cell["rows"], cell["draw"])
+    start = time.perf_counter()
+    probabilities = SYSTEMS[cell["system"]](model, splits, cell["draw"], cell["rank"])
+    seconds = time.perf_counter() - start
+    found = compute_metrics(splits["test"]["label"][:], probabilities,
+                            sorted(splits["train"].unique("label")), seconds)
+    return cell | {"digest": sha256(digests(folder.glob("*.csv")))[:16]} | {
+        name: round(value, 4) for name, value in found.items()}
+
+
+def is_known(cell: dict, results: list[dict]) -> bool:
+    """Whether a cell has been measured."""
+    return any(cell.items() <= result.items() for result in results)
+
+
+def means(results: list[dict], figure: str = "accuracy") -> pd.DataFrame:
+    """A figure's mean over draws, a row for each set and size, a column for each system.
+
+    A cell that is planned and not measured yet is "open".
+    """
+    cells = [next((result for result in results if cell.items() <= result.items()), cell)
+             for cell in find_cells(SETS)]
+    cells += [result for result in results if result not in cells and result["rank"] == 16
+              and result["system"] in SYSTEMS_USUAL]
+    table = pd.DataFrame(cells)
+    table = table.pivot_table(figure, ["data", "rows"], "system", sort=False, dropna=False,
+                              aggfunc=lambda values: values.mean(skipna=False))
+    return (100 * table).round(1).astype(object).where(table.notna(), "open")
+
+
+def draw_curves(results: list[dict], path: Path) -> str:
+    """Draw accuracy against training rows on both tasks: the mean of the draws, and their spread."""
+    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
+    points = pd.DataFrame(results)
+    points = points[(points["rank"] == 16) & (points["system"] != "random")]
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), HEAD_ROWS):
+        here = points[points["data"] == name]
+        for system, of_system in here.groupby("system"):
+            line = of_system.groupby("rows")["accuracy"].agg(["mean", "min", "max"])
+            axes.plot(line.index, line["mean"], marker="o", label=SYSTEM_NAMES.get(system, system))
+            axes.fill_between(line.index, line["min"], line["max"], alpha=0.2)
+        sizes = sorted(here["rows"].unique())
+        axes.set(title=f"{name}: {SETS[name][1]} decides", xlabel="training rows", xscale="log")
+        axes.set_xticks(sizes, sizes)
+        axes.minorticks_off()
+    figure.axes[0].set(ylabel="test accuracy")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=120)
+    return str(path)
+
+
+def draw_sets(results: list[dict], path: Path) -> str:
+    """Draw each set's accuracies as dots with 95 % intervals, sorted by what fine-tuning gains."""
+    points = pd.DataFrame(results)
+    largest = points.groupby("data")["rows"].transform("max")
+    points = points[(points["rows"] == largest) & (points["draw"] == 0)
+                    & points["system"].isin(SYSTEMS_USUAL)]
+    wide = points.pivot_table("accuracy", "data", "system").dropna()
+    gain = wide["fine_tuned"] - wide[["tfidf", "embeddings"]].max(axis=1)
+    axes, write = draw((7, 1 + 0.5 * len(wide)), path)
+    for shift, system in zip((-0.15, 0, 0.15), SYSTEMS_USUAL):
+        rows = points[points["system"] == system].set_index("data").loc[gain.sort_values().index]
+        errors = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
+        axes.errorbar(rows["accuracy"], np.arange(len(rows)) + shift, xerr=errors, fmt="o",
+                      label=SYSTEM_NAMES[system])
+    axes.set_yticks(range(len(wide)), [f"{name}\n({SETS[name][1]})"
+                                       for name in gain.sort_values().index])
+    axes.legend()
+    return write(xlabel="test accuracy")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure cell after cell, write after each what is known, and print the table."""
+    parser = argparse.ArgumentParser(description="Fine-tuning beside its rivals, on any data.")
+    parser.add_argument("--model", default=str(SMALL_LLAMA), help="folder or hub id")
+    parser.add_argument("--data", type=Path, help="a folder; default: all that is planned")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000], help="of --data, to train on")
+    parser.add_argument("--draws", type=int, default=1, help="of --data's rows")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS_USUAL)
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter")
+    parser.add_argument("--others", type=Path, default=HERE.parent / "shared" / "datasets",
+                        help="folder with folders of the sets that are not in data/")
+    parser.add_argument("--output", type=Path, default=HERE / "outputs" / "where.json",
+                        help="what is in it is not measured again")
+    args = parser.parse_args(argv)
+    quieten_libraries()
+    cells = find_cells(SETS) if not args.data else [
+        {"data": args.data.name, "rows": rows, "draw": number, "system": system, "rank": args.rank}
+        for number in range(args.draws) for rows in args.rows for system in args.systems]
+    results = json.loads(args.output.read_text("utf-8")) if args.output.exists() else []
+    for cell in cells:
+        folder = args.data or find_folder(cell["data"], args.others)
+        if folder and not is_known(cell, results):
+            results.append(measure(cell, folder, args.model))
+            write_json(args.output, results)
+            print(results[-1], flush=True)
+    print(means(results).to_string())
+
+
+if __name__ == "__main__":
+    main()
