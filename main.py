@@ -17,6 +17,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from scipy.special import softmax
 
+from day9.audit import audit_split, balance, print_audit
 from day9.baselines import judge_base_model, judge_baselines
 from day9.card import write_card
 from day9.checkpoints import best_epoch, newest_checkpoint, remove_checkpoints
@@ -27,8 +28,7 @@ from day9.files import write_json
 from day9.loading import load_base, load_embedder
 from day9.memory import choose_checkpointing
 from day9.model import add_adapter
-from day9.reading.audit import audit_split, print_audit
-from day9.reading.splits import balance, load_splits
+from day9.reading.splits import load_splits
 from day9.report import compute_report, print_report, write_report
 from day9.runs import check_space, keep_start, run_folder, save_classifier
 from day9.training import train, training_rows
@@ -46,9 +46,7 @@ def run(asked: Settings) -> None:
         keep_start(folder, settings, base, embedder, counts)
 
         print("scoring before training", flush=True)
-        first = PartialState().is_main_process  # of several processes, which share the Llama's work
-        results = judge_baselines(splits, embed) if first else {}
-        results |= judge_base_model(splits, base, settings.instruction)
+        results = judge_base_model(splits, base, settings.instruction)
 
         start, test = time.perf_counter(), splits["test"]
         tuned, log = fine_tune(base, splits, settings, folder, asked.resume is not None)
@@ -57,8 +55,9 @@ def run(asked: Settings) -> None:
                                  time.perf_counter() - start)
         if torch.cuda.is_available():
             print(f"most memory allocated: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
-        if first:
+        if PartialState().is_main_process:  # of several, which shared the Llama's work
             save_classifier(folder, tuned, settings)
+            results = judge_baselines(splits, embed) | results  # now that no other process waits for it
             metrics = compute_report(test["label"][:], tuned, scores, results, log)
             print_report(metrics, test, tuned.labels, results["fine_tuned"][0])
             write_report(folder, test, tuned.labels, scores, results["fine_tuned"][0], log)

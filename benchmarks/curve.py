@@ -3,51 +3,38 @@
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 import transformers
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from peft import get_peft_model
 from sklearn.metrics import accuracy_score
 
-from day9 import training
-from day9.baselines import fit_tfidf
-from day9.classifier import Classifier
+import main
+from day9.baselines import fit_tfidf, timed
 from day9.errors import quieten_libraries
 from day9.files import write_json
-from day9.loading import choose_precision
+from day9.loading import choose_precision, load_base
 from day9.metrics import likeliest
-from day9.model import add_adapter, four_bits, keep_trainable, load_model, lora_config
-from day9.prompts import default_instruction, load_tokenizer, make_prompt
+from day9.model import four_bits, keep_trainable, lora_config
+from day9.prompts import load_tokenizer
 from day9.reading.splits import load_splits, split_off
 from day9.report import SYSTEM_NAMES, draw
 from day9.settings import HERE, SMALL_LLAMA, Settings
+from day9.training import default_epochs
 
 HEAD_LEARNING_RATE = 1e-3  # the best on validation of 2e-4, 5e-4 and 1e-3, 32 messages
 
 VALIDATION_ROWS = 40  # to choose an epoch by; with few examples there would not be more
 
 
-def plan(name: str, train: Dataset, seed: int, rank: int) -> Settings:
-    """The program's default settings for so many rows."""
-    width = transformers.AutoConfig.from_pretrained(name).hidden_size
-    return Settings(model=name, epochs=training.default_epochs(train["label"][:]), rank=rank,
-                    learning_rate=0.5 / width, seed=seed)
-
-
 def train_fine_tuned(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
-    """The predictions of a Llama that was trained to write the label."""
-    labels, tokenizer = sorted(splits["train"].unique("label")), load_tokenizer(name)
-    prompt = make_prompt(tokenizer, labels, default_instruction(labels), 512)
-    model = add_adapter(load_model(name, choose_precision()[0]), rank, seed)
-    tuned, rows = Classifier(model, tokenizer, prompt), training.training_rows(
-        splits["train"], tokenizer, prompt)
+    """The predictions of a Llama that was trained to write the label, as main.py does it."""
+    base, settings = load_base(Settings(model=name, seed=seed, rank=rank), splits["train"])
     with tempfile.TemporaryDirectory() as folder:
-        training.train(tuned, rows, splits["validation"],
-                       plan(name, splits["train"], seed, rank), Path(folder))
+        tuned, _ = main.fine_tune(base, splits, settings, Path(folder))
     return tuned.predict(splits["test"]["text"][:])
 
 
@@ -64,14 +51,14 @@ def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str
         name, dtype=dtype, quantization_config=config, num_labels=len(labels),
         pad_token_id=tokenizer.pad_token_id))
     model = get_peft_model(model, lora_config(rank, "SEQ_CLS"))
-    settings = plan(name, splits["train"], seed, rank)
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             model=model, train_dataset=numbered["train"], eval_dataset=numbered["validation"],
             processing_class=tokenizer, args=transformers.TrainingArguments(
-                output_dir=folder, num_train_epochs=settings.epochs, seed=seed,
-                learning_rate=HEAD_LEARNING_RATE, warmup_steps=0.05, eval_strategy="epoch",
-                save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
+                output_dir=folder, seed=seed, learning_rate=HEAD_LEARNING_RATE,
+                num_train_epochs=default_epochs(splits["train"]["label"][:]), warmup_steps=0.05,
+                eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
+                load_best_model_at_end=True,
                 use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True))
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
@@ -99,32 +86,30 @@ SYSTEMS = {"fine_tuned": train_fine_tuned, "head": train_head, "tfidf": train_tf
            "random": train_control}
 
 
-def measure(path: Path, name: str, splits: DatasetDict, points: list[tuple]) -> None:
-    """Add the test accuracy of each (system, rows, seed, rank) that the file lacks."""
+def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> None:
+    """Add the test accuracy of each point that the file lacks."""
     kept = json.loads(path.read_text()) if path.exists() else []
-    known = [(point["system"], point["rows"], point["seed"], point["rank"]) for point in kept]
-    for system, rows, seed, rank in points:
-        if (system, rows, seed, rank) in known:
+    for point in points:
+        if any(point.items() <= known.items() for known in kept):
             continue
-        train, validation, start = splits["train"], splits["validation"], time.perf_counter()
-        part = train if rows >= len(train) else split_off(train, rows, seed)[1]
-        if system != "tfidf":
-            validation = split_off(validation, VALIDATION_ROWS, 0)[1]
-        chosen = DatasetDict(splits | {"train": part, "validation": validation})
-        predicted = SYSTEMS[system](name, chosen, seed, rank)
+        rows, seed, chosen = point["rows"], point["seed"], DatasetDict(splits)
+        if rows < len(splits["train"]):
+            _, chosen["train"] = split_off(splits["train"], rows, seed)
+        if point["system"] != "tfidf":
+            _, chosen["validation"] = split_off(splits["validation"], VALIDATION_ROWS, 0)
+        predicted, seconds = timed(SYSTEMS[point["system"]], name, chosen, seed, point["rank"])
         accuracy = accuracy_score(splits["test"]["label"][:], predicted)
-        kept.append({"system": system, "rows": rows, "seed": seed, "rank": rank,
-                     "accuracy": accuracy, "seconds": time.perf_counter() - start})
+        kept.append(point | {"accuracy": accuracy, "seconds": seconds})
         write_json(path, kept)
         print(kept[-1], flush=True)
 
 
-def choose_points(sizes: list[int], seeds: int) -> list[tuple]:
+def choose_points(sizes: list[int], seeds: int) -> list[dict]:
     """The learning curve, seed by seed, then ranks and the control on the first size."""
-    curve = [(system, rows, seed, 16) for seed in range(seeds) for rows in sizes
-             for system in ("tfidf", "fine_tuned", "head")]
-    return curve + [("fine_tuned", sizes[0], 0, 1), ("fine_tuned", sizes[0], 0, 64),
-                    ("random", sizes[0], 0, 16)]
+    curve = [{"system": system, "rows": rows, "seed": seed, "rank": 16} for seed in range(seeds)
+             for rows in sizes for system in ("tfidf", "fine_tuned", "head")]
+    few = {"system": "fine_tuned", "rows": sizes[0], "seed": 0}
+    return curve + [few | {"rank": 1}, few | {"rank": 64}, few | {"system": "random", "rank": 16}]
 
 
 def plot_accuracies(axes, lines: dict[str, pd.Series]) -> None:

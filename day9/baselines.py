@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -44,28 +43,27 @@ def fit_embeddings(train: Dataset, validation: Dataset, embed: Embed):
     return fit_regression(FunctionTransformer(embed), train, validation)
 
 
-def fit_majority(train: Dataset, validation: Dataset):
-    """Always the commonest class."""
-    return DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
-
-
 Results = dict[str, tuple[np.ndarray, float]]  # of each system: probabilities, and seconds
 
 
-def judge_baselines(splits: DatasetDict, embed: Embed | None = None) -> Results:
-    """Probabilities of the test rows, and seconds to fit and predict, by `majority` and `tfidf`.
+def timed(work, *given, **named):
+    """What a function returns, and the seconds that it takes."""
+    start = time.perf_counter()
+    return work(*given, **named), time.perf_counter() - start
 
-    And by `embeddings`, if there is a function that makes them.
+
+def judge_baselines(splits: DatasetDict, embed: Embed | None = None) -> Results:
+    """Probabilities of the test rows by `majority`, which always says the commonest class, by
+    `tfidf`, and by `embeddings` if there is a function that makes them; and the seconds to fit and
+    predict.
     """
-    baselines = {"majority": fit_majority, "tfidf": fit_tfidf}
+    train, validation, test = splits["train"], splits["validation"], splits["test"]["text"][:]
+    majority = lambda: DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
+    results = {"majority": timed(lambda: majority().predict_proba(test)),
+               "tfidf": timed(lambda: fit_tfidf(train, validation).predict_proba(test))}
     if embed:
-        baselines["embeddings"] = partial(fit_embeddings, embed=embed)
-    results = {}
-    for name, fit in baselines.items():
-        start = time.perf_counter()
-        model = fit(splits["train"], splits["validation"])
-        probabilities = model.predict_proba(splits["test"]["text"][:])
-        results[name] = probabilities, time.perf_counter() - start
+        results["embeddings"] = timed(
+            lambda: fit_embeddings(train, validation, embed).predict_proba(test))
     return results
 
 
@@ -73,8 +71,8 @@ def draw_examples(train: Dataset, labels: list[str], seed: int) -> Iterator[tupl
     """Texts and labels in random order, one of each class in turn, of the class's shorter texts."""
     random = np.random.default_rng(seed)
     texts = {label: [] for label in labels}
-    rows = list(zip(train["label"][:], train["text"][:]))
-    for label, text in (rows[row] for row in random.permutation(len(rows))):
+    shuffled = train.select(random.permutation(len(train)))
+    for label, text in zip(shuffled["label"][:], shuffled["text"][:]):
         texts[label].append(text)
     for label, same in texts.items():
         usual = np.median([len(text) for text in same])
@@ -106,10 +104,13 @@ def judge_base_model(splits: DatasetDict, classifier, instruction: str) -> Resul
 
     The answer depends on the examples: each third of the test rows gets another draw of them.
     """
-    texts, start = splits["test"]["text"][:], time.perf_counter()
-    results = {"zero_shot": (classifier.predict_proba(texts), time.perf_counter() - start)}
-    start, mixed = time.perf_counter(), np.empty((len(texts), len(classifier.labels)))
-    for seed in range(3):
-        shown = few_shot(splits["train"], classifier, instruction, seed)
-        mixed[seed::3] = shown.predict_proba(texts[seed::3])
-    return results | {"few_shot": (mixed, time.perf_counter() - start)}
+    texts = splits["test"]["text"][:]
+
+    def with_examples() -> np.ndarray:
+        mixed = np.empty((len(texts), len(classifier.labels)))
+        for seed in range(3):
+            shown = few_shot(splits["train"], classifier, instruction, seed)
+            mixed[seed::3] = shown.predict_proba(texts[seed::3])
+        return mixed
+
+    return {"zero_shot": timed(classifier.predict_proba, texts), "few_shot": timed(with_examples)}

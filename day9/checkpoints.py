@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -71,7 +70,10 @@ class KeepBest(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Writes the list of a checkpoint's files, with digests, when all processes have written."""
+    """Writes the list of a checkpoint's files, with digests, when all processes have written.
+
+    Of the checkpoints only the newest two stay.
+    """
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step % args.save_steps == 0:  # no mean may reach across a checkpoint
@@ -83,14 +85,15 @@ class MarkComplete(TrainerCallback):
         if state.is_world_process_zero:
             write_json(folder / "complete.json", digests(
                 path for path in folder.iterdir() if path.name != "complete.json"))
+            for older in checkpoints(folder.parent)[2:]:
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, the newest first."""
-    numbered = {int(path.name.removeprefix("checkpoint-")): path
-                for path in folder.glob("checkpoint-*")
-                if re.fullmatch(r"checkpoint-\d+", path.name)}
-    return [path for _, path in sorted(numbered.items(), reverse=True)]
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = [path for path, number in numbers.items() if number.isdecimal()]
+    return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
 def is_complete(checkpoint: Path) -> bool:

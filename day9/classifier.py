@@ -1,5 +1,6 @@
 """All labels of all texts scored in few passes, and the classifier. Tangled from README.org."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,21 +17,26 @@ from day9.progress import progress
 from day9.prompts import Prompt
 from day9.settings import PASS_TOKENS
 
+BLOCK = 1000  # texts that are encoded at a time, as ids take more room
+
 
 def default_pass_tokens() -> int:
     """The most tokens in one pass: a GPU is busy only with many."""
     return PASS_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 @torch.no_grad()
-def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: int) -> np.ndarray:
-    """Log-probability (texts, labels) of every label after every encoded text."""
+def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: int,
+                 tell: Callable[[int], object] = lambda count: None) -> np.ndarray:
+    """Log-probability (texts, labels) of every label after every encoded text.
+
+    `tell` is called with the number of texts that are done.
+    """
     model.eval()
     trunk = torch.tensor([prompt.before], device=model.device)
     cache = transformers.DynamicCache()
     run_decoder(model, input_ids=trunk, cache=cache, use_cache=True)  # which fills it
     completions = list(prompt.completions.values())
     scores = np.zeros((len(encoded), len(completions)))
-    bar = progress(len(encoded), "scoring")
     for pairs in plan_passes(encoded, completions, pass_tokens):  # of a text and a label
         layout = lay_out([encoded[text] for text, _ in pairs],
                          [completions[label] for _, label in pairs], len(prompt.before))
@@ -40,9 +46,23 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
         lengths = [len(completions[label]) for _, label in pairs]
         for pair, part in zip(pairs, log_probs.split(lengths)):
             scores[pair] = part.sum().item()
-        bar.update(pairs[-1][0] + 1 - bar.n)  # texts come in their order
-    bar.close()
+        tell(pairs[-1][0] + 1)  # texts come in their order
     return scores
+
+def score_blocks(classifier, texts: Sequence[str], start: int = 0) -> Iterator[np.ndarray]:
+    """Log-probability of every label for the texts from `start` on, BLOCK texts at a time."""
+    rank, processes = PartialState().process_index, PartialState().num_processes
+    with progress(len(texts), "scoring", "rows", start) as bar:
+        for first in range(start, len(texts), BLOCK):
+            block = texts[first:first + BLOCK]
+            encoded = classifier.prompt.encode(classifier.tokenizer, block[rank::processes])
+            tell = lambda count: bar.update(min(first + count * processes, len(texts)) - bar.n)
+            found = score_labels(classifier.model, encoded, classifier.prompt,
+                                 classifier.pass_tokens, tell)
+            scores = np.empty((len(block), len(classifier.labels)))
+            for process, share in enumerate(gather_object([found])):
+                scores[process::processes] = share
+            yield scores
 
 @dataclass
 class Classifier:
@@ -64,16 +84,7 @@ class Classifier:
         """Log-probability of every label for every text, (texts, labels)."""
         if isinstance(texts, str):
             raise TypeError("give a list of texts, not one text")
-        state, blocks = PartialState(), []
-        for start in range(0, max(1, len(texts)), 10_000):  # token ids take more room than texts
-            block = texts[start:start + 10_000]
-            share = block[state.process_index::state.num_processes]  # processes share the work
-            found = score_labels(self.model, self.prompt.encode(self.tokenizer, share),
-                                 self.prompt, self.pass_tokens)
-            blocks.append(np.empty((len(block), len(self.labels))))
-            for process, scores in enumerate(gather_object([found])):
-                blocks[-1][process::state.num_processes] = scores
-        return np.concatenate(blocks)
+        return np.concatenate([np.empty((0, len(self.labels))), *score_blocks(self, texts)])
 
     def predict_proba(self, texts: list[str]) -> np.ndarray:
         """Probability of every label for every text, (texts, labels); rows sum to 1."""

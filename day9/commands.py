@@ -1,42 +1,30 @@
 """What main.py does with a finished run: predict, and merge. Written by hand, not tangled."""
 
-import contextlib
 import shutil
 import sys
 import tempfile
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from scipy.special import softmax
 
+from day9.classifier import Classifier, score_blocks
+from day9.drafts import claimed
 from day9.errors import InputError
-from day9.files import whole
+from day9.files import digests, sha256
 from day9.hub import check_pointer
 from day9.loading import choose_precision, load_classifier
 from day9.metrics import likeliest
 from day9.model import load_model
 from day9.reading.splits import read_table
-from day9.report import probability_columns, write_table
+from day9.report import probability_columns, write_rows
 from day9.runs import read_classifier, read_settings
 from day9.settings import MergeSettings, PredictSettings
-
-
-def new_output(output: str) -> Path:
-    """The path of a result that does not exist yet, in a folder that does.
-
-    Raises InputError where there is something already, or nothing can be written.
-    """
-    path = Path(output)
-    if path.exists() or not path.parent.is_dir():
-        why = "exists already" if path.exists() else "is in a folder that does not exist"
-        raise InputError(f"{path} {why}: name a new --output")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror}: name another "
-                         "--output") from error
-    return path
 
 
 def read_tested(folder: Path) -> list[str]:
@@ -53,26 +41,60 @@ def read_tested(folder: Path) -> list[str]:
         raise InputError(f"{path} is damaged: restore it") from error
 
 
+def read_texts(settings: PredictSettings) -> Dataset:
+    """The texts, with the other columns of their file. Raises InputError."""
+    table = (read_table(Path(settings.data), settings.text_column) if settings.data else
+             Dataset.from_dict({settings.text_column: settings.texts}))
+    labels = read_classifier(Path(settings.run))["labels"]
+    new = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in labels)}
+    if twice := sorted(new & set(table.column_names)):
+        raise InputError(f"{settings.data or '--text-column'} has a column {twice[0]!r}, which "
+                         "predict writes itself: rename it")
+    return table
+
+
+def describe(settings: PredictSettings, classifier: Classifier) -> dict:
+    """All that the answers depend on: a draft goes on only with the same."""
+    run = [Path(settings.run) / name for name in ("classifier.json", "adapter_config.json",
+                                                  "adapter_model.safetensors")]
+    data = digests([Path(settings.data)]).values() if settings.data else settings.texts
+    return {"run": digests(run), "length": classifier.prompt.text_room, "data": sha256([*data]),
+            "text_column": settings.text_column, "threshold": settings.threshold,
+            "processes": PartialState().num_processes}
+
+
+def answers(probabilities: np.ndarray, labels: list[str], threshold: float) -> dict[str, list]:
+    """The columns that predict adds; it abstains by the confidence that it writes, rounded."""
+    columns = probability_columns(probabilities, labels)
+    return {"predicted": likeliest(probabilities, labels),
+            "abstain": [confidence < threshold for confidence in columns["confidence"]]} | columns
+
+
 def predict(settings: PredictSettings) -> None:
-    """Answer every text in its order, after the columns that its file already has."""
-    output = new_output(settings.output) if settings.output else None
-    columns, first = {settings.text_column: settings.texts}, PartialState().is_main_process
-    with contextlib.redirect_stdout(sys.stderr if first else sys.stdout):  # stdout: answers alone
-        if settings.data:
-            table = read_table(Path(settings.data), settings.text_column)
-            columns = {name: table[name][:] for name in table.column_names}
-        names = read_classifier(Path(settings.run))["labels"]
-        new = {"predicted", "abstain", "confidence", *(f"p_{label}" for label in names)}
-        if twice := sorted(new & set(columns)):
-            raise InputError(f"{settings.data} has a column {twice[0]!r}, which predict writes "
-                             "itself: rename it")
+    """Answer every text in its order, after the columns that its file already has.
+
+    Rows are read, scored and written block by block; an interrupted draft goes on after the last.
+    """
+    first, printed = PartialState().is_main_process, sys.stdout
+    messages = redirect_stdout(sys.stderr if first else sys.stdout)  # stdout: answers alone
+    with messages, (claimed(settings.output) if settings.output else nullcontext()) as draft:
+        table = read_texts(settings)
         classifier = load_classifier(settings.run, settings.model)
-        probabilities = classifier.predict_proba(columns[settings.text_column])
-    answers = {"predicted": likeliest(probabilities, classifier.labels),
-               "abstain": (probabilities.max(1) < settings.threshold).tolist()}
-    answers |= probability_columns(probabilities, classifier.labels)
-    if first:
-        write_table(output, columns | answers)
+        if draft and first:
+            draft.begin(describe(settings, classifier))
+        [start] = broadcast_object_list([draft.rows if draft else 0])
+        for scores in score_blocks(classifier, table[settings.text_column], start):
+            probabilities = softmax(scores / classifier.temperature, axis=1)
+            columns = table[start:start + len(scores)] | answers(probabilities, classifier.labels,
+                                                                 settings.threshold)
+            start += len(scores)
+            if draft and first:
+                draft.add(columns)
+            elif first:
+                write_rows(printed, columns, ".jsonl")
+                printed.flush()
+        if draft and first:
+            draft.finish()
 
 
 def merge_adapter(model, quantized: bool):
@@ -92,22 +114,25 @@ def merge(settings: MergeSettings) -> None:
 
     The adapter learnt beside 4-bit weights, so it is added to what those stand for.
     """
-    output, folder = new_output(settings.output), Path(settings.run)
-    run_settings = read_settings(folder, "--run")
-    read_classifier(folder)  # of a finished run
-    tested = read_tested(folder)
-    classifier = load_classifier(folder, settings.model)
-    before = classifier.predict_proba(tested)
-    stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
-    merged = merge_adapter(classifier.model, run_settings.quantize)
-    with whole(output) as draft:
-        merged.to(torch.bfloat16).save_pretrained(draft, save_original_format=not stored)
-        classifier.tokenizer.save_pretrained(draft)
-        shutil.copy(folder / "classifier.json", draft)
+    folder, first = Path(settings.run), PartialState().is_main_process
+    with claimed(settings.output) as draft:
+        run_settings = read_settings(folder, "--run")
+        read_classifier(folder)  # of a finished run
+        tested = read_tested(folder)
+        classifier = load_classifier(folder, settings.model)
+        before = classifier.predict_proba(tested)
+        stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
+        merged = merge_adapter(classifier.model, run_settings.quantize)
+        if first:
+            merged.to(torch.bfloat16).save_pretrained(draft.path, save_original_format=not stored)
+            classifier.tokenizer.save_pretrained(draft.path)
+            shutil.copy(folder / "classifier.json", draft.path)
+            draft.finish()
+    PartialState().wait_for_everyone()
     del merged, classifier.model  # one model at a time
-    classifier.model = load_model(str(output), choose_precision()[0], quantize=False)
+    classifier.model = load_model(settings.output, choose_precision()[0], quantize=False)
     after = classifier.predict_proba(tested)
     a, b = (likeliest(probabilities, classifier.labels) for probabilities in (before, after))
-    print(f"merged into {output}, in bfloat16: on {len(tested)} test rows the largest change of a "
-          f"probability is {np.abs(before - after).max():.4f}; "
+    print(f"merged into {settings.output}, in bfloat16: on {len(tested)} test rows the largest "
+          f"change of a probability is {np.abs(before - after).max():.4f}; "
           f"predictions that flip: {sum(x != y for x, y in zip(a, b))}")

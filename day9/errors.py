@@ -108,15 +108,36 @@ def quieten_libraries() -> None:
         warnings.filterwarnings("ignore", f"`{name}` is deprecated")
 
 
+WAIT = timedelta(minutes=30)  # for one another: to load a model, to score 10,000 texts, to save
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def join_processes() -> PartialState:
+    """This process, as one of those that torchrun has started, or alone.
+
+    Settings that `accelerate config` has left in the environment are dropped: this program says
+    itself how it computes. Raises InputError where other variables tell of processes that are not.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    found = [name for name in SIZES if os.environ.get(name, "1") != "1"]
+    found += ["LOCAL_RANK"] if "LOCAL_RANK" in os.environ else []
+    if found and not torch.distributed.is_torchelastic_launched():
+        raise InputError(f"the environment has {' and '.join(found)}, as if this were one of "
+                         "several processes: unset what is left there, or start with torchrun")
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+
+
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command of the program; returns its exit code.
 
     0, or 1 for what the user can do something about, 130 when it was interrupted, 141 when nobody
     reads on. SIGTERM exits with 143.
     """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     quieten_libraries()
+    state = None
     try:
+        state = join_processes()
         with sigterm_exits(), careful_output():
             command()
     except KeyboardInterrupt:
@@ -129,5 +150,6 @@ def exit_code(command: Callable[[], None]) -> int:
         print(f"main.py: error: {line}", file=sys.stderr)
         return 1
     finally:
-        state.destroy_process_group()
+        if state:
+            state.destroy_process_group()
     return 0

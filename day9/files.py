@@ -19,15 +19,20 @@ def whole(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield draft
-        for written in (draft, *draft.rglob("*")):
-            if written.is_file():
-                with written.open("rb") as file:
-                    os.fsync(file.fileno())
+        flush_files(draft)
         draft.replace(path)
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
         draft.unlink(missing_ok=True)
+
+
+def flush_files(path: Path) -> None:
+    """See to it that a file, or all files of a folder, are on the disk."""
+    for written in (path, *path.rglob("*")):
+        if written.is_file():
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def write_json(path: Path, content) -> None:

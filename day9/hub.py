@@ -1,7 +1,4 @@
-"""What the hub answers, for models and data: asked once, and refusals explained in one line.
-
-Written by hand, not tangled.
-"""
+"""What the hub refuses, in one line, and its datasets. Written by hand, not tangled."""
 
 from pathlib import Path
 
@@ -9,7 +6,7 @@ import datasets
 from datasets import DatasetDict, load_dataset
 from huggingface_hub import (constants, get_hf_file_metadata, hf_hub_url, is_offline_mode,
                              snapshot_download)
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from day9.errors import InputError, one_line
 
@@ -24,34 +21,30 @@ HUB_REMEDIES = {  # by the name of the exception; the first that fits
                                "`hf auth login`",
     "HFValidationError": "there is no such file or folder, and nothing on the hub can have that "
                          "name: check --{name}",
-    "TransportError": "the download broke off: try again",
     "LocalEntryNotFoundError": NOT_CACHED,
     "ConnectionError": NOT_CACHED,
+    "TransportError": "the download broke off: try again",
     "HfHubHTTPError": "the hub refuses the login: log in again with `hf auth login`",
 }
 REFUSED = (401, 403, 404)  # status codes of an answer; others, such as 503, are none
 
 
-def ask_hub(name: str, option_name: str, revision: str | None) -> bool:
-    """Ask the hub once for a model or dataset; True where only this machine's cache can answer.
+def is_silent(name: str, repo_type: str, revision: str | None) -> bool:
+    """Ask the hub once for a "model" or "dataset"; True, with a warning, if it does not answer.
 
-    `option_name` is "model" or "data". Prints a warning if the hub does not
-    answer, and raises what it answers if it refuses.
+    Raises what it answers if it refuses.
     """
-    if Path(name).exists():
-        return False
     if is_offline_mode():
         return True
-    if option_name == "model":
-        url = hf_hub_url(name, "config.json", revision=revision)
-    else:
-        url = hf_hub_url(name, f"{name.split('/')[-1]}.py", repo_type="dataset", revision=revision)
     try:
-        get_hf_file_metadata(url)
+        get_hf_file_metadata(hf_hub_url(name, "config.json", repo_type=repo_type,
+                                        revision=revision))
     except EntryNotFoundError:
-        return False  # there is such a repository, and that was the question
+        pass  # there is such a repository, and that was the question
     except Exception as error:  # what keeps the hub from answering has no common public class
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
+        refused = isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED
+        cache = getattr(error, "filename", None)  # which cannot be read
+        if refused or cache or isinstance(error, HFValidationError):
             raise
         print(f"warning: the hub does not answer ({one_line(error)}): "
               "only its cache on this machine is used")
@@ -61,11 +54,8 @@ def ask_hub(name: str, option_name: str, revision: str | None) -> bool:
 
 def causes(error: BaseException) -> list[BaseException]:
     """An exception and those it was raised from, the first cause last."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or (
-            None if chain[-1].__suppress_context__ else chain[-1].__context__):
-        chain.append(cause)
-    return chain
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [error, *causes(cause)] if cause else [error]
 
 
 def cache_at_fault(chain: list[BaseException]) -> str | None:
@@ -90,14 +80,12 @@ def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     if cache := cache_at_fault(chain):
         return InputError(f"downloads cannot be kept in {cache}: set HF_HOME to a folder that can "
                           "be written")
-    known = next((remedy for kind, remedy in HUB_REMEDIES.items() if kind in kinds), None)
-    if known:
+    remedy = f"{one_line(chain[-1])}: check --{option_name}"
+    if "onfig name" in str(error) or "BuilderConfig" in str(error):
+        remedy += ", and choose a configuration with --data-config"
+    if known := [kind for kind in HUB_REMEDIES if kind in kinds]:
         revision = "revision" if option_name == "model" else "data-revision"
-        remedy = known.format(name=option_name, revision=revision)
-    else:
-        several = "onfig name" in str(error) or "BuilderConfig" in str(error)
-        among = ", and choose a configuration with --data-config" if several else ""
-        remedy = f"{one_line(chain[-1])}: check --{option_name}{among}"
+        remedy = HUB_REMEDIES[known[0]].format(name=option_name, revision=revision)
     return InputError(f"cannot load the {option_name} {name}: {remedy}")
 
 
@@ -108,10 +96,10 @@ def load_hub_dataset(data: str, config: str | None, revision: str | None) -> Dat
     itself would try the hub for minutes, and then take whichever revision was loaded last.
     """
     try:
-        if ask_hub(data, "data", revision):
-            data_here = snapshot_download(data, repo_type="dataset", revision=revision,
-                                          local_files_only=True)
-            return DatasetDict(load_dataset(data_here, config))
+        if is_silent(data, "dataset", revision):
+            here = snapshot_download(data, repo_type="dataset", revision=revision,
+                                     local_files_only=True)
+            return DatasetDict(load_dataset(here, config))
         return DatasetDict(load_dataset(data, config, revision=revision))
     except Exception as error:  # the hub's exceptions have no common class
         raise cannot_load(error, data, "data") from error

@@ -21,9 +21,10 @@ from day9.baselines import Embed
 from day9.classifier import Classifier, default_pass_tokens, score_labels
 from day9.errors import InputError, is_out_of_memory, one_line
 from day9.files import digests, sha256
-from day9.hub import cannot_load, check_pointer
+from day9.hub import cannot_load, check_pointer, is_silent
 from day9.model import load_model, score_alone
-from day9.prompts import Prompt, context_length, default_instruction, load_tokenizer, make_prompt
+from day9.prompts import (Prompt, context_length, control_ids, default_instruction, load_tokenizer,
+                          make_prompt)
 from day9.runs import check_same, find_again, read_classifier, read_json, read_settings
 from day9.settings import SMALL_EMBEDDER, SMALL_LLAMA, Settings
 from day9.training import default_epochs, default_learning_rate
@@ -64,9 +65,15 @@ def find_model(name: str, revision: str | None = None, option_name: str = "model
     Raises InputError where neither can be had, or it holds a run.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: give for --{option_name} the folder with its "
+                         "config.json and tokenizer, or convert a .gguf to such a folder with "
+                         ".safetensors")
     if not folder.exists():
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+            silent = is_silent(name, "model", revision)  # the download would wait for ever
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES,
+                                            local_files_only=silent))
         except Exception as error:  # the hub's exceptions have no common class
             raise cannot_load(error, name, option_name) from error
     if (folder / "adapter_config.json").exists():
@@ -195,6 +202,19 @@ def check_prompt(prompt: Prompt, settings: Settings) -> None:
                          "evenly: choose a multiple for --batch-size")
 
 
+def check_vocabulary(model, tokenizer, prompt: Prompt, name: str) -> None:
+    """Raise InputError where a prompt or a text may hold tokens that the model does not know.
+
+    A control token that no prompt has, as one to pad with, does no harm.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    used = {*tokenizer.get_vocab().values()} - control_ids(tokenizer)
+    if max(used.union(prompt.before, prompt.after, *prompt.completions.values())) >= rows:
+        raise InputError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, and its model "
+                         f"knows {rows:,}: restore the files that belong together, or choose "
+                         "another --model")
+
+
 @torch.no_grad()
 def largest_gap(classifier: Classifier, texts: list[list[int]], together: np.ndarray) -> float:
     """How far the scores (texts, labels) of up to eight labels are from scores of each alone."""
@@ -242,7 +262,8 @@ def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
           f"because {why}", flush=True)
     model, tokenizer, settings, digest = load_files(settings)
-    rows, labels = train["label"][:], sorted(train.unique("label"))
+    rows = train["label"][:]
+    labels = sorted(set(rows))
     settings = replace(
         settings, instruction=settings.instruction or default_instruction(labels),
         epochs=settings.epochs or default_epochs(rows),
@@ -254,7 +275,10 @@ def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]
           f"{model.config.get_text_config().hidden_size} wide")
     with reading_files(Path(settings.model), "model", settings.model):
         prompt = make_prompt(tokenizer, labels, settings.instruction, settings.max_length)
+        make_prompt(tokenizer, labels, settings.instruction, settings.max_length,
+                    [("a", labels[0])])  # the template also writes earlier turns
     check_prompt(prompt, settings)
+    check_vocabulary(model, tokenizer, prompt, settings.model)
     classifier = Classifier(model, tokenizer, prompt, 1.0, settings.pass_tokens, digest)
     check_scoring(classifier)
     return classifier, settings

@@ -41,6 +41,22 @@ def plan_passes(texts: list[list[int]], completions: list[list[int]],
         yield [(parts[i][0], label) for i in batch for label in parts[i][1]]
 
 
+IGNORED = -100  # in place of a target: the Trainer does not count it
+
+
+def ignore_repeats(inputs: dict, rows: int, size: int) -> dict:
+    """An epoch's last pass of this process without the targets of rows that are repeats.
+
+    accelerate begins with the first of all `rows` again where there are too few to give every
+    process `size` of them.
+    """
+    state = PartialState()
+    if left := rows % (size * state.num_processes):
+        new = left - size * state.process_index
+        inputs["shift_labels"][inputs["rows"] >= new] = IGNORED
+    return inputs
+
+
 def rows_in_a_pass(batch_size: int, longest: int, pass_tokens: int) -> int:
     """Training rows that one process takes in a pass, an even part of its share of the batch."""
     share = batch_size // PartialState().num_processes

@@ -16,22 +16,22 @@ class Lines(tqdm):
             print(line, file=self.fp, flush=True)
 
 
-def progress(total: int, what: str, start: int = 0) -> tqdm:
+def progress(total: int, what: str, unit: str, start: int = 0) -> tqdm:
     """A progress bar with the time left; nothing in Emacs, whose terminal is dumb."""
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, initial=start, leave=False,
+        return tqdm(total=total, desc=what, initial=start, unit=f" {unit}", leave=False,
                     disable=os.environ.get("TERM") == "dumb" or total < 2
                     or not PartialState().is_main_process)
-    return Lines(total=total, desc=what, initial=start, file=sys.stdout, mininterval=30,
-                 maxinterval=30, miniters=1, delay=30, leave=False, bar_format=(
-                     "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"))
+    return Lines(total=total, desc=what, initial=start, unit=f" {unit}", file=sys.stdout,
+                 mininterval=30, maxinterval=30, miniters=1, delay=30, leave=False, bar_format=(
+                     "{desc}: {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"))
 
 
 class ShowProgress(transformers.TrainerCallback):
     """One bar for all steps, with the loss and the time left."""
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = progress(state.max_steps, "training", state.global_step)
+        self.bar = progress(state.max_steps, "training", "steps", state.global_step)
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update(1)

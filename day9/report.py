@@ -4,9 +4,10 @@ import codecs
 import contextlib
 import csv
 import json
-import sys
+import math
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 import matplotlib.figure
 import numpy as np
@@ -75,18 +76,22 @@ def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[st
 
 def coverage(truth: list[str], probabilities: np.ndarray,
              labels: list[str]) -> list[dict[str, float]]:
-    """Accuracy on the surest part of the rows, and the confidence from which they are answered."""
+    """Accuracy on the surest part of the rows, and the confidence from which they are answered.
+
+    That is rounded down, to five digits and below 1: as --threshold it admits the part it is for.
+    """
     right, confidence = is_right(truth, probabilities, labels), probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     parts = {share: order[:max(1, round(share * len(order)))] for share in (1.0, 0.9, 0.8, 0.5)}
     return [{"coverage": share, "accuracy": float(right[part].mean()),
-             "threshold": float(confidence[part[-1]])} for share, part in parts.items()]
+             "threshold": min(math.floor(confidence[part[-1]] * 1e5), 99_999) / 1e5}
+            for share, part in parts.items()]
 
 
 def coverage_table(rows: list[dict[str, float]]) -> str:
     """What `coverage` found, as text."""
     return "\n".join([f"{'answered':>9}{'accuracy':>10}{'threshold':>11}", *(
-        f"{row['coverage']:>9.0%}{row['accuracy']:>10.3f}{row['threshold']:>11.3f}"
+        f"{row['coverage']:>9.0%}{row['accuracy']:>10.3f}{row['threshold']:>11.5f}"
         for row in rows)])
 
 
@@ -211,24 +216,25 @@ def print_report(metrics: dict, test: Dataset, labels: list[str],
     print(show_mistakes(test["text"][:], truth, probabilities, labels))
 
 
-def write_table(path: Path | None, columns: dict[str, list]) -> None:
-    """Write columns to a new csv or jsonl file, whole or not at all; without one, print JSON.
+def write_rows(file: TextIO, columns: dict[str, list], suffix: str, header: bool = True) -> None:
+    """Write columns to an open file, as csv or as lines of JSON.
 
     Every text in a csv file is quoted, so that one of any characters is read back as it is.
     """
     rows = zip(*columns.values())
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    escape = path is None and codecs.lookup(encoding).name != "utf-8"
-    lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=escape) for row in rows)
-    if path is None:
-        for line in lines:
-            print(line)
-        return
+    if suffix == ".csv":
+        table = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        table.writerows([list(columns), *rows] if header else rows)
+    else:
+        escape = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
+        for row in rows:
+            file.write(json.dumps(dict(zip(columns, row)), ensure_ascii=escape) + "\n")
+
+
+def write_table(path: Path, columns: dict[str, list]) -> None:
+    """Write columns to a new csv or jsonl file, whole or not at all."""
     with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            csv.writer(file, quoting=csv.QUOTE_NONNUMERIC).writerows([list(columns), *rows])
-        else:
-            file.writelines(line + "\n" for line in lines)
+        write_rows(file, columns, path.suffix)
 
 
 def probability_columns(probabilities: np.ndarray, labels: list[str]) -> dict[str, list[float]]:

@@ -61,11 +61,12 @@ def new_folder(output_dir: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, holder: str | None = None) -> Iterator[None]:
     """Hold the lock of a folder, which the system takes from a process however it ends.
 
     The lock is on the folder itself, so there is no file to forget. Raises InputError if another
-    process holds it. On a file system without locks nobody is refused.
+    process, the `holder` (or the run), has it or has removed the folder. On a file system without
+    locks nobody is refused.
     """
     if not PartialState().is_main_process:
         yield
@@ -73,15 +74,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+        raise InputError(f"cannot read {folder}: {error.strerror}: check --resume") from error
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(held)
-        raise InputError(f"the run in {folder} still lives: stop it first, or wait") from error
-    except OSError:
-        pass
-    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{holder or f'the run in {folder}'} still lives: stop it first, or "
+                             "wait") from error
+        except OSError:
+            pass
+        if not (folder.exists() and os.path.samestat(os.fstat(held), folder.stat())):
+            raise InputError(f"{folder} was removed just now by another process: try again")
         yield
     finally:
         os.close(held)

@@ -1,5 +1,7 @@
 """The command line: each setting, its help and default. Written by hand, not tangled."""
 
+import errno
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -7,11 +9,12 @@ HERE = Path(__file__).resolve().parent.parent  # the checkout
 SMALL_LLAMA = HERE / "data" / "smollm2"
 SMALL_EMBEDDER = HERE / "data" / "minilm"
 PASS_TOKENS = {"cpu": 1024, "cuda": 4096}  # most in one pass; measured on a CPU, a GPU's is a guess
+PATH = {"metavar": "PATH"}  # marks an option that takes one, in --help and for check_values
 
 
-def option(default, help: str):
+def option(default, help: str, **more):
     """A field with the text that --help prints for it."""
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, **more})
 
 
 def require(condition: bool, message: str) -> None:
@@ -20,19 +23,44 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_values(settings) -> None:
+    """Raise ValueError for an empty value, or a path that cannot be looked at; expand a ~."""
+    for each in fields(settings):
+        value, name = getattr(settings, each.name), f"--{each.name.replace('_', '-')}"
+        require(value != "", f"{name} is empty: give a value, or leave it out")
+        if each.metadata.get("metavar") == "PATH" and value is not None:
+            try:
+                setattr(settings, each.name, usable_path(value))
+            except OSError as error:
+                raise ValueError(f"{name} {value[:60]!r}: {error.strerror}") from error
+
+
+def usable_path(value: str) -> str:
+    """A path with its ~ expanded. Raises OSError if it is there, or might be, but out of reach."""
+    path = os.path.expanduser(value)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):  # new, on the hub, or reported where it is used
+        return path
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return path
+
+
 @dataclass
 class Settings:
     """Fine-tune a 4-bit Llama with LoRA to classify texts, and judge it."""
 
     model: str | None = option(
-        None, "Hub id or folder of a causal language model. Default: what this machine can carry.")
+        None, "Hub id or folder of a causal language model. Default: what this machine can carry.",
+        **PATH)
     revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
     quantize: bool = option(
         True, "Keep the weights in 4 bits; --no-quantize keeps them as they are.")
     data: str = option(
         str(HERE / "data" / "patient-messages"),
         "A csv, tsv, json, jsonl or parquet file, a folder with train, validation and test files, "
-        "or the hub id of a dataset.")
+        "or the hub id of a dataset.", **PATH)
     data_config: str | None = option(
         None, "Configuration of a dataset on the hub, where it has several.")
     data_revision: str | None = option(None, "Branch, tag or commit of a dataset on the hub.")
@@ -61,12 +89,14 @@ class Settings:
     rank: int = option(16, "Rank of the LoRA matrices: the adapter's capacity.")
     seed: int = option(42, "Fixes splits, initial adapter and order of the examples.")
     output_dir: str | None = option(
-        None, "The run's folder, new or empty. Default: outputs/ and the time of the start.")
+        None, "The run's folder, new or empty. Default: outputs/ and the time of the start.",
+        **PATH)
     checkpoint_steps: int = option(
         100, "Save what is needed to resume after an interruption, every so many steps.")
     resume: str | None = option(
         None, "The folder of an interrupted run: continue it with its own settings. If its "
-        "model, data or embedder have moved, --model, --data and --embedder say where they are.")
+        "model, data or embedder have moved, --model, --data and --embedder say where they are.",
+        **PATH)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank",
@@ -87,15 +117,16 @@ class Settings:
 class PredictSettings:
     """Classify texts with a finished run."""
 
-    run: str = field(metadata={"help": "The folder of a finished run."})
+    run: str = field(metadata={"help": "The folder of a finished run.", **PATH})
     texts: list[str] = field(
         default_factory=list, metadata={"help": "Texts, where there is no --data."})
-    data: str | None = option(None, "A csv, tsv, json, jsonl or parquet file with texts.")
+    data: str | None = option(None, "A csv, tsv, json, jsonl or parquet file with texts.", **PATH)
     text_column: str = option("text", "Column with the texts.")
     output: str | None = option(
-        None, "A new csv or jsonl file. Default: one JSON object per line, printed.")
+        None, "A new csv or jsonl file. After an interruption, the same command goes on with it. "
+        "Default: one JSON object per line, printed.", **PATH)
     threshold: float = option(0.0, "Answers with less confidence are marked in column abstain.")
-    model: str | None = option(None, "The run's base model, where it has moved.")
+    model: str | None = option(None, "The run's base model, where it has moved.", **PATH)
 
     def __post_init__(self):
         require(bool(self.data) != bool(self.texts), "give either --data or --texts")
@@ -108,9 +139,9 @@ class PredictSettings:
 class MergeSettings:
     """Add a run's adapter to its model's weights, for use without peft and bitsandbytes."""
 
-    run: str = field(metadata={"help": "The folder of a finished run."})
-    output: str = field(metadata={"help": "A new folder for the merged model."})
-    model: str | None = option(None, "The run's base model, where it has moved.")
+    run: str = field(metadata={"help": "The folder of a finished run.", **PATH})
+    output: str = field(metadata={"help": "A new folder for the merged model.", **PATH})
+    model: str | None = option(None, "The run's base model, where it has moved.", **PATH)
 
 
 COMMANDS = {"": Settings, "predict": PredictSettings, "merge": MergeSettings}
@@ -133,6 +164,7 @@ def parse_command(argv: list[str]) -> Settings | PredictSettings | MergeSettings
     try:
         settings, unknown = parser.parse_args_into_dataclasses(
             args=rest, return_remaining_strings=True, look_for_args_file=False)
+        check_values(settings)
     except ValueError as error:
         parser.error(str(error))
     if unknown:

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from day9.checkpoints import KeepBest, MarkComplete, read_adapter
 from day9.classifier import Classifier
 from day9.layout import lay_out, token_log_probs
-from day9.passes import rows_in_a_pass
+from day9.passes import IGNORED, ignore_repeats, rows_in_a_pass
 from day9.progress import ShowProgress
 from day9.prompts import Prompt
 from day9.settings import Settings
@@ -36,7 +36,8 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """
     layout = lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
     targets = layout.pop("targets")
-    return layout | {"labels": targets, "shift_labels": targets}
+    row_of = torch.tensor([i for i, row in enumerate(rows) for _ in row["completion"]])
+    return layout | {"labels": targets, "shift_labels": targets.clone(), "rows": row_of}
 
 def default_learning_rate(model) -> float:
     """0.5 / width: wide models need small steps."""
@@ -57,10 +58,18 @@ class CarefulTrainer(SFTTrainer):
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = True  # num_items_in_batch counts all passes of a batch
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The passes of a batch, and the number of their targets, without rows that are repeats."""
+        rows, size = len(self.train_dataset), self.args.per_device_train_batch_size
+        last = self.accelerator.gradient_state
+        passes = (ignore_repeats(inputs, rows, size) if last.end_of_dataloader else inputs
+                  for inputs in epoch_iterator)
+        return super().get_batch_samples(passes, num_batches, device)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Minus the mean log-probability of the batch's targets, of which this pass has a share."""
         share = num_items_in_batch / self.accelerator.num_processes  # gradients are averaged
-        return -model(**inputs).sum() / share
+        return -model(**inputs)[inputs["shift_labels"] != IGNORED].sum() / share
 
 
 class StopOnOverflow(transformers.TrainerCallback):
@@ -97,13 +106,12 @@ def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16, logging_steps=0.02, logging_nan_inf_filter=False,
         report_to="none", seed=settings.seed, disable_tqdm=True,
-        save_steps=settings.checkpoint_steps, save_total_limit=2,
-        ddp_find_unused_parameters=False)
+        save_steps=settings.checkpoint_steps, ddp_find_unused_parameters=False)
 
 @contextlib.contextmanager
 def returning_log_probs(model) -> Iterator[None]:
     """Let the model return the log-probabilities of a layout's targets, as long as it trains."""
-    model.forward = lambda labels, shift_labels, **layout: token_log_probs(
+    model.forward = lambda labels, shift_labels, rows, **layout: token_log_probs(
         model, targets=labels, **layout)
     try:
         yield

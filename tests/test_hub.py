@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, write_rows
+from conftest import ROOT, command, other_weights, write_rows
 from hub import Hub
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -45,9 +47,7 @@ print(json.dumps([{"code": ends[child], "error": (folder / f"{number}.err").read
 """
 PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds; usually 10
 LIMIT = 60  # seconds after which a case is killed (exit code -14)
-
 CONFIGS = "--data-config.*plain.*other|plain.*other.*--data-config"
-
 # What is asked for, and what the one line must say (a pattern).
 ONLINE = {
     "gated model": (["--model", "someone/gated"], "licence|access"),
@@ -83,8 +83,6 @@ UNREACHABLE = {  # nobody listens at HF_ENDPOINT, as where there is no network
     "no network": (["--model", "someone/tiny"], "try again"),
     "no network, data": (["--data", "someone/messages"], "try again"),
 }
-
-
 CARD = """---
 configs:
 - config_name: plain
@@ -156,15 +154,19 @@ def test_a_failure_is_one_line_that_says_what_to_do(outcomes, case):
 
 LOAD = """
 import json
-import llama
-import main
+import torch
+from day9.loading import find_model
+from day9.model import load_model
+from day9.prompts import load_tokenizer
+from day9.reading.splits import load_splits
 found = []
 for revision in (None, "v1"):
-    tokenizer = main.load_tokenizer("someone/tiny", revision)
-    model = llama.load_model("someone/tiny", main.torch.float32, revision, quantize=False)
+    folder = str(find_model("someone/tiny", revision))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, torch.float32, quantize=False)
     texts = {}
     for name in ("plain", "other"):
-        splits = main.load_splits("someone/messages", config=name, revision=revision)
+        splits = load_splits("someone/messages", config=name, revision=revision)
         texts[name] = sorted(text for split in splits.values() for text in split["text"])
     weight = model.get_input_embeddings().weight.double().sum().item()
     found.append([len(tokenizer), model.config.hidden_size, weight, texts])
@@ -183,3 +185,88 @@ def test_models_and_data_load_from_the_hub(hub, folders, tokenizer, tmp_path):
         assert (tokens, width) == (len(tokenizer), 64) and weight == pytest.approx(whole)
         assert texts == {name: sorted(f"{name} text {i} of {revision}" for i in range(40))
                          for name in ("plain", "other")}
+
+
+HUB = """
+import json, os, sys
+sys.path.insert(0, "tests")
+from hub import Hub
+first, second, data, place = sys.argv[1:]
+with Hub(models={"someone/tiny": {"main": first}}) as hub:
+    surroundings = hub.environment(place + "/home")
+    os.environ.clear()
+    os.environ.update(surroundings)
+    import main
+    began, train = [], main.train
+    def note(*arguments):
+        began.append(len(hub.requests))
+        return train(*arguments)
+    main.train = note
+    codes = [main.main(["--model", "someone/tiny", "--data", data, "--epochs", "1", "--rank", "4",
+                        "--checkpoint-steps", "1", "--output-dir", place + "/run"])]
+    asked = hub.requests[:]
+    hub.repositories["models"]["someone/tiny"] = {"main": second, "before": first}
+    for more in ([], ["--model", first], ["--model", "someone/tiny"], ["--model", second]):
+        codes.append(main.main(["predict", "--run", place + "/run", "--texts", "a text", *more]))
+print(json.dumps([codes, began, asked]))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub_run(tmp_path_factory, random_llama, arguments):
+    """A run with a model on the hub, whose branch then moves on, and predictions with it.
+
+    Its folder, exit codes, the number of requests until training began, all until it ended, and
+    stderr.
+    """
+    place = tmp_path_factory.mktemp("hub-run")
+    shutil.copytree(random_llama, place / "second")
+    other_weights(place / "second")
+    done = command("-c", HUB, random_llama, place / "second", arguments[3], place, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return place / "run", *json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_a_model_on_the_hub_is_loaded_as_it_was(hub_run):
+    """Its files are the same in a folder."""
+    run, codes, _, _, error = hub_run
+    assert codes == [0, 0, 0, 0, 1], error
+    assert "second is not what it was when the run began" in error
+    commit = json.loads((run / "settings.json").read_text())["revision"]
+    adapter = json.loads((run / "adapter_config.json").read_text())
+    assert len(commit) == 40 and adapter["revision"] == commit
+
+
+def test_the_hub_is_asked_for_each_file_once_and_not_while_training(hub_run):
+    """peft would ask for config.json at each save of an adapter, of a model that has a name."""
+    _, _, [began], asked, _ = hub_run
+    assert len(asked) == began, asked[began:]
+    question, *others = asked  # whether the hub answers
+    assert question == "HEAD /someone/tiny/resolve/main/config.json"
+    files = Counter((request.split()[0], request.split("/")[-1]) for request in others)
+    assert files["GET", "config.json"] == 1 and max(files.values()) == 1, asked
+
+
+CACHE = """
+import json, os, sys
+sys.path.insert(0, "tests")
+from hub import Hub
+model, data, place = sys.argv[1:]
+models, datasets = {"someone/tiny": {"main": model}}, {"someone/data": {"main": data}}
+with Hub(models, datasets) as hub:
+    surroundings = hub.environment("/dev/null/none")
+    os.environ.clear()
+    os.environ.update(surroundings)
+    import main
+    for asked in (["--model", "someone/tiny", "--data", data], ["--data", "someone/data"]):
+        main.main([*asked, "--output-dir", place + "/run"])
+"""
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, random_llama, arguments):
+    done = subprocess.run([sys.executable, "-c", CACHE, random_llama, arguments[3], tmp_path],
+                          cwd=ROOT, capture_output=True, text=True, timeout=200)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "downloads cannot be kept in /dev/null/none" in line and "set HF_HOME" in line

@@ -4,16 +4,22 @@ import csv
 import datetime
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-import reading
-from reading import InputError, alike, load_splits, read_table
+from day9 import hub
+from day9.audit import alike
+from day9.errors import InputError
+from day9.reading.splits import READERS, load_splits, read_table
 
 TEXTS = ["NA", "007", "null", "nan", "1e5", "1.0", "True", "2025-01-02", " padded ", "x" * 70_000,
          'a "quoted", text\nof two lines', "lone\rreturn", "both\r\n", "nul\0", "\x85\u2028",
@@ -180,7 +186,7 @@ def test_other_json_is_told_which_shape_is_needed(tmp_path, content, words):
 # Spelling
 
 
-@pytest.mark.parametrize("suffix", reading.READERS)
+@pytest.mark.parametrize("suffix", READERS)
 def test_texts_and_labels_come_through_as_written(tmp_path, suffix):
     rows = [{"text": text, "label": LABELS[i % len(LABELS)]} for i, text in enumerate(TEXTS)]
     file = tmp_path / f"a{suffix.upper()}"
@@ -231,6 +237,36 @@ def test_line_ends(tmp_path, end):
         {"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
     file = write(tmp_path / "a.csv", f"text{end}a{end}{end}b")
     assert read_table(file, "text")["text"][:] == ["a", "", "b"]  # an empty line is a text
+
+
+# Texts that are private
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from day9.reading.splits import load_splits, read_table
+splits = load_splits(sys.argv[1])
+splits = splits.map(lambda row: {"words": row["text"].split()})
+kept = [*splits.values(), read_table(Path(sys.argv[1]), "text")]
+print(sum(map(len, kept)), os.listdir(os.environ["TMPDIR"]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_text_outlives_a_process_that_is_killed(tmp_path):
+    """There is nothing to be found even while it lives, nor in the caches of the libraries."""
+    file = write(tmp_path / "a.csv", messages("secret"))
+    for name in ("temporary", "home"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, file], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {
+                              "TMPDIR": str(tmp_path / "temporary"),
+                              "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL and done.stdout == "60 []\n", done.stderr
+    assert load_splits(str(file))
+    for path in tmp_path.rglob("*"):
+        assert path == file or not path.is_file() or b"secret" not in path.read_bytes()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 # Large files
@@ -386,8 +422,8 @@ def test_a_test_file_without_labels_is_left_out(tmp_path, capsys, content):
 def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
     found = DatasetDict(train=dataset([f"text {i}" for i in range(30)], [0, 1] * 15),
                         test=dataset(["a", "b"], [-1, -1]))
-    monkeypatch.setattr(reading, "ask_hub", lambda *_: None)
-    monkeypatch.setattr(reading, "load_dataset", lambda *_, **__: found)
+    monkeypatch.setattr(hub, "is_silent", lambda *_: False)
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: found)
     splits = load_splits("someone/data")
     assert set(splits["train"]["label"]) == {"no", "yes"} and len(splits["test"]) == 6
     assert "warning: the test split of someone/data has no labels" in capsys.readouterr().out

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from day9.errors import InputError, shortened
-from day9.reading.tables import Table
-from day9.reading.textfile import check_bytes, text_file
+from day9.reading.tables import Table, check_bytes, text_file
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # as Excel writes it
@@ -50,24 +49,24 @@ def csv_records(path: Path, separator: str) -> Iterator[Record]:
             lines.append(line)
             yield line
 
+    def record(cells: list[str]) -> Record:
+        line = reader.line_num - len(lines) + 1
+        name = f"{path}, line {line}: {f'row {row}' if header else 'the header'}"
+        return Record(name, line, lines, cells)
+
     with text_file(path) as file:
         reader = csv.reader(keep_lines(file), delimiter=separator, strict=True)
-        while True:
-            lines, line = [], reader.line_num + 1
-            name = f"{path}, line {line}: {f'row {row}' if row else 'the header'}"
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise stray_quote(Record(name, line, lines, [])) from error
-            if cells is None:
-                return
-            if is_skipped(header, lines, cells):
-                continue
-            record = Record(name, line, lines, cells or [""])
-            header = header or record
-            check_record(path, record, header, separator)
-            yield record
-            row += 1
+        try:
+            for cells in reader:
+                if not is_skipped(header, lines, cells):
+                    found = record(cells or [""])
+                    header = header or found
+                    check_record(path, found, header, separator)
+                    yield found
+                    row += 1
+                lines = []
+        except csv.Error as error:
+            raise stray_quote(record([])) from error
 
 
 def is_skipped(header: Record | None, lines: list[str], cells: list[str]) -> bool:
@@ -138,9 +137,10 @@ def check_header(path: Path, separator: str, header: Record, wanted: list[str]) 
     for line in lines:
         if {name.strip('" \r\n') for name in re.split(r"[,\t;|]", line)}.issuperset(wanted):
             raise InputError(f"{shown} is above the header: remove what is above it")
-    columns = zip(*csv.reader(lines, delimiter=separator))
-    if any(len(cell) > 100 or "\n" in cell or cell and column.count(cell) > 1  # as labels are
-           for cell, column in zip(header.cells, columns)):
+    rows = [cells for cells in csv.reader(lines, delimiter=separator)
+            if len(cells) == len(header.cells)]
+    again = any(name and column.count(name) > 1 for name, *column in zip(header.cells, *rows))
+    if again or any(len(name) > 100 or "\n" in name for name in header.cells):  # texts, labels
         raise InputError(f"{shown} is a row, not a header: put a header above it, with "
                          f"{' and '.join(wanted)} among its names")
     if len(header.cells) == 1 and wanted[0] in header.cells[0]:

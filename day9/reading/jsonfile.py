@@ -2,14 +2,14 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
 from day9.errors import InputError, shortened
-from day9.reading.tables import Table
-from day9.reading.textfile import check_bytes, text_file
+from day9.reading.tables import Table, check_bytes, text_file
 from day9.reading.values import PLAIN, Number, Repeated
 
 SHAPE = 'give one object per row, as in {"text": "...", "label": "..."}, in a list or one per line'
@@ -19,10 +19,8 @@ PIECE = 2**20  # characters that are read at a time
 
 def mark_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object; a name that is given more than once has the value Repeated."""
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        found[name] = Repeated() if name in found else value
-    return found
+    counts = Counter(name for name, _ in pairs)
+    return {name: value if counts[name] == 1 else Repeated() for name, value in pairs}
 
 
 DECODER = json.JSONDecoder(
@@ -42,9 +40,10 @@ def not_json(path: Path, name: str, error: Exception) -> InputError:
 
 def json_values(path: Path, file: TextIO) -> Iterator[tuple[str, object]]:
     """The values of a file, in a list or in turn, with names. Raises InputError at a broken one."""
-    text, at, row, line = file.read(PIECE).lstrip(), 0, 1, 1
-    in_list = text.startswith("[")
-    if EMPTY_LIST.match(text):
+    text, row = file.read(PIECE), 1
+    at = SPACE.match(text).end()
+    line, in_list = 1 + text.count("\n", 0, at), text.startswith("[", at)
+    if EMPTY_LIST.match(text, at):
         return
     while not (in_list and text.startswith("]", at)):
         start = (LIST_MARK if in_list else SPACE).match(text, at).end()
@@ -96,8 +95,7 @@ def json_rows(path: Path, text_column: str) -> Iterator[tuple[str, dict]]:
         values = json_values(path, file)
         first = list(islice(values, 2))
         if len(first) == 1 and isinstance(whole := first[0][1], dict):
-            rows = rows_of(whole, text_column)
-            if rows is None:
+            if (rows := rows_of(whole, text_column)) is None:
                 names = shortened(", ".join(whole))
                 raise InputError(f"{path} is one object with {names}: {SHAPE}")
             first = [(f"{path}: row {number}", row) for number, row in enumerate(rows, start=1)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,27 +12,26 @@ from day9.errors import InputError, one_line
 from day9.reading.tables import Table
 
 
-def arrow_values(column: pa.Array | pa.ChunkedArray, classes: list[str] | None) -> Sequence:
-    """The values of an Arrow column; the numbers of classes become their names."""
+def arrow_values(column: pa.Array | pa.ChunkedArray, names: dict[int, str] | None) -> Sequence:
+    """The values of an Arrow column; numbers of classes become their names."""
     if column.type in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
         return column.to_numpy(zero_copy_only=False)
     values = column.to_pylist()
-    names = dict(enumerate(classes or []))
-    return [names.get(value) for value in values] if classes else values
+    return [names.get(value) for value in values] if names else values
 
 
 def arrow_table(name: str, columns: list[str], features: Features,
                 batches: Callable[[list[str]], Iterable]) -> Table:
     """A Table from `batches` of some of its columns; `features` has the names of classes."""
-    classes = {column: feature.names for column, feature in features.items()
+    classes = {column: dict(enumerate(feature.names)) for column, feature in features.items()
                if isinstance(feature, ClassLabel)}
 
-    def values(batch: pa.RecordBatch | pa.Table, asked: list[str]) -> Iterator[tuple]:
-        return zip(*(arrow_values(batch.column(each), classes.get(each)) for each in asked))
-
     def rows(asked: list[str]) -> Iterator[tuple[str, tuple]]:
-        found = chain.from_iterable(values(batch, asked) for batch in batches(asked))
-        return ((f"{name}: row {number}", row) for number, row in enumerate(found, start=1))
+        row = 0
+        for batch in batches(asked):
+            found = [arrow_values(batch.column(each), classes.get(each)) for each in asked]
+            for row, values in enumerate(zip(*found), start=row + 1):
+                yield f"{name}: row {row}", values
 
     return Table(name, columns, rows)
 

@@ -13,8 +13,9 @@ from day9.hub import check_pointer, load_hub_dataset
 from day9.reading.csvfile import csv_table
 from day9.reading.jsonfile import json_table
 from day9.reading.parquet import hub_table, parquet_table
-from day9.reading.tables import Table, has_labels, require_column, store
-from day9.reading.values import as_written, in_one_string, normalised, required
+from day9.reading.tables import Table, require_column, strings
+from day9.reading.values import as_written, in_one_string, is_blank, normalised, required
+from day9.storage import store
 
 READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": json_table,
            ".parquet": parquet_table}
@@ -48,14 +49,15 @@ def read_table(path: Path, text_column: str) -> Dataset:
         require_column(table, column, "--text-column")
     convert = dict.fromkeys(table.columns, in_one_string)
     convert[text_column] = lambda text: as_written(text) or ""
-    return store(table, convert, table.columns)
+    return store(table.name, table.columns, strings(table, convert))
 
 
 def name_splits(names: list[str], source: str) -> dict[str, str]:
     """Which name is which split. Raises InputError if none is train, or two are the same."""
     found: dict[str, str] = {}
     for name in names:
-        split = SPLIT_NAMES.get(name.split(".")[0].lower())
+        stem = name.split(".")[0] if Path(name).suffix.lower() in READERS else name
+        split = SPLIT_NAMES.get(stem.lower())
         if split in found:
             raise InputError(f"{found[split]} and {name} of {source} are both for {split}: give a "
                              "folder with only one of them")
@@ -75,7 +77,12 @@ def find_tables(data: str, wanted: list[str], config: str | None,
     if path.is_file():
         return {"train": open_table(path, wanted)}
     if path.is_dir():
-        names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in READERS)
+        names = []
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in READERS:
+                names.append(file.name)
+            elif file.stem.lower() in SPLIT_NAMES and file.is_file():
+                print(f"warning: {file} is left out: it is none of {', '.join(READERS)}")
         found = name_splits(names, data)
         return {split: open_table(path / name, wanted) for split, name in found.items()}
     if path.suffix.lower() in READERS:
@@ -88,13 +95,14 @@ def find_tables(data: str, wanted: list[str], config: str | None,
 def read_split(name: str, table: Table, text_column: str, label_column: str) -> Dataset | None:
     """Texts and labels of a split; None, with a warning, if it is not train and has no labels."""
     require_column(table, text_column, "--text-column")
-    if name != "train" and not has_labels(table, label_column):
+    if name != "train" and (label_column not in table.columns or all(
+            is_blank(label) for _, [label] in table.rows([label_column]))):
         print(f"warning: {table.name} has no labels in column {label_column!r}: the {name} split "
               "is cut from train instead")
         return None
     require_column(table, label_column, "--label-column")
     convert = {text_column: partial(required, "text"), label_column: partial(required, "label")}
-    return store(table, convert, ["text", "label"])
+    return store(table.name, ["text", "label"], strings(table, convert))
 
 
 def split_off(split: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
@@ -147,13 +155,17 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
     if len(set(splits["train"]["label"][:])) < 2:
         raise InputError(f"{tables['train'].name} has a single class in column {label_column!r}: "
                          "there is nothing to tell apart")
+    if not any(text.strip() for text in splits["train"]["text"]):
+        raise InputError(f"{tables['train'].name} has no words in column {text_column!r}: choose "
+                         "the texts with --text-column")
     for name, part in (("test", 5), ("validation", 10)):
         if name not in splits:
             size = len(splits["train"]) // part
             splits["train"], splits[name] = split_off(splits["train"], size, seed)
     splits = without_repeats(splits)
     labels = {name: set(split["label"][:]) for name, split in splits.items()}
-    if not all(labels.values()) or len(splits["test"]) < 2 or len(labels["train"]) < 2:
+    words = any(text.strip() for text in splits["train"]["text"])
+    if not (words and all(labels.values())) or len(splits["test"]) < 2 or len(labels["train"]) < 2:
         raise InputError(f"{data} has too few rows that are in one split only, to train, to "
                          "validate or to test: give more examples")
     for name in ("validation", "test"):
@@ -162,13 +174,3 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
                              f"labels that training never sees: {shortened(', '.join(unknown))}: "
                              "add examples or remove the rows")
     return splits
-
-
-def balance(split: Dataset, seed: int) -> Dataset:
-    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
-    rows: dict[str, list[int]] = {}
-    for row, label in enumerate(split["label"][:]):
-        rows.setdefault(label, []).append(row)
-    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
-    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
-    return split.select(np.concatenate(every).astype(int))

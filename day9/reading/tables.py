@@ -1,14 +1,10 @@
-"""Tables: columns by name, and rows that are checked and kept. Written by hand, not tangled."""
+"""Tables, the text files they are in, and rows that are checked. Written by hand, not tangled."""
 
-import mmap
-import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-
-import pyarrow as pa
-from datasets import Dataset
+from pathlib import Path
+from typing import TextIO
 
 from day9.errors import InputError, shortened
 from day9.reading.values import LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing, normalised
@@ -23,6 +19,32 @@ class Table:
     name: str  # for messages
     columns: list[str]
     rows: Callable[[list[str]], Iterator[tuple[str, Sequence]]]  # name of a row, some columns
+
+
+def check_bytes(path: Path) -> None:
+    """Raise InputError, with line and byte, where a file is not UTF-8 or holds a NUL byte."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}, byte"
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} {error.start + 1} ({line[error.start]:#04x}): not "
+                                 "UTF-8: save the file as UTF-8") from error
+            if b"\0" in line:
+                raise InputError(f"{where} {line.index(0) + 1}: a NUL byte: remove it, or save "
+                                 "the file as UTF-8")
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """An open text file, its line ends as they are. Raises InputError where it is not UTF-8."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError:
+        check_bytes(path)
+        raise
 
 
 def strings(table: Table, convert: dict[str, Convert]) -> Iterator[list[str | None]]:
@@ -61,33 +83,3 @@ def require_column(table: Table, column: str, option_name: str) -> None:
     remedies = [f"choose with {option_name}"] * ("" in kinds) + [ONE_PER_ROW] * any(kinds)
     raise InputError(f"{table.name}: no column {column!r}; there are "
                      f"{shortened(', '.join(there), 200)}: {', or '.join(remedies)}")
-
-
-def has_labels(table: Table, label_column: str) -> bool:
-    """True if some row has a label."""
-    return label_column in table.columns and any(
-        not is_missing(label) and str(label).strip() for _, [label] in table.rows([label_column]))
-
-
-def store(table: Table, convert: dict[str, Convert], columns: list[str]) -> Dataset:
-    """The strings of a table as a dataset with these columns. Raises InputError if it cannot be.
-
-    They need not fit into memory: they are in a file without a name, which ends with the process,
-    even one that is killed. Texts can be private.
-    """
-    schema, rows = pa.schema([(name, pa.string()) for name in columns]), strings(table, convert)
-    try:
-        with tempfile.TemporaryFile() as file:
-            with pa.ipc.new_stream(file, schema) as stream:
-                while batch := list(islice(rows, 100)):
-                    arrays = [pa.array(cells, pa.string()) for cells in zip(*batch)]
-                    stream.write_batch(pa.record_batch(arrays, schema=schema))
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"cannot keep the rows of {table.name} in a temporary file: "
-                         f"{error.strerror}: make room, or set TMPDIR to another folder") from error
-    stored = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
-    if not len(stored):
-        raise InputError(f"{table.name} is empty: give one with rows")
-    return Dataset(stored, fingerprint=secrets.token_hex(8))  # its own would read all the rows

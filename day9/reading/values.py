@@ -33,6 +33,11 @@ def is_missing(value: object) -> bool:
     return value is None or isinstance(value, PLAIN) and value != value
 
 
+def is_blank(value: object) -> bool:
+    """True for what is_missing, or white space alone."""
+    return is_missing(value) or not str(value).strip()
+
+
 def as_written(value: object) -> str | None:
     """A plain value as a string, None where it is missing. Raises ValueError: kind, remedy."""
     if is_missing(value):
@@ -49,7 +54,7 @@ def as_written(value: object) -> str | None:
 def required(what: str, value: object) -> str:
     """A "text" or "label" as_written. Raises ValueError if it is missing, or a label is blank."""
     text = as_written(value)
-    if text is None or what == "label" and not text.strip():
+    if text is None or what == "label" and is_blank(text):
         raise ValueError(f"no {what}", "fill it in or remove the row")
     return text
 

@@ -9,9 +9,9 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 from datasets import Dataset
 
+from day9.prompts import Prompt
 from day9.reading.splits import text_keys
 from day9.reading.values import normalised
-from day9.prompts import Prompt, token_ids
 
 GARBLED = ("\ufffd", "Ã", "â€")  # what UTF-8 becomes when it is read as something else
 
@@ -20,7 +20,7 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
     """Counts of what may be wrong with a split, and the SHA-256 of its texts and labels."""
     lengths, empty, garbled, digest = [], 0, 0, hashlib.sha256()
     for batch in split.iter(1000):
-        lengths += map(len, token_ids(tokenizer, batch["text"]))
+        lengths += map(len, prompt.token_ids(tokenizer, batch["text"]))
         empty += sum(not text.strip() for text in batch["text"])
         garbled += sum(any(sign in text for sign in GARBLED) for text in batch["text"])
         digest.update(json.dumps(batch).encode())
@@ -63,3 +63,13 @@ def print_audit(counts: dict[str, dict]) -> None:
             print("warning:", advice.format(count))
     if similar := alike(sorted(counts["train"]["labels"])):
         print(f"warning: labels differ in spelling alone: {', '.join(map(repr, similar))}")
+
+
+def balance(split: Dataset, seed: int) -> Dataset:
+    """Repeat rows of rare classes, drawn at random, until all are as large as the largest."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(split["label"][:]):
+        rows.setdefault(label, []).append(row)
+    most, random = max(map(len, rows.values())), np.random.default_rng(seed)
+    every = [[*same, *random.choice(same, most - len(same))] for same in rows.values()]
+    return split.select(np.concatenate(every).astype(int))
