@@ -6,34 +6,22 @@ comes; with --data FOLDER --rows N it measures those of one set.
 
 import argparse
 import json
-import tempfile
-import time
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-import torch
-import transformers
-from datasets import Dataset, DatasetDict, concatenate_datasets
-from peft import get_peft_model
-from scipy.special import softmax
+from datasets import DatasetDict, concatenate_datasets
 
-from day9.baselines import fit_embeddings, fit_tfidf
-from day9.checkpoints import best_epoch
-from day9.classifier import Classifier
+from benchmarks.curve import SYSTEMS
+from day9.baselines import timed
 from day9.errors import quieten_libraries
 from day9.files import digests, sha256, write_json
-from day9.loading import choose_precision, load_embedder
 from day9.metrics import compute_metrics
-from day9.model import add_adapter, four_bits, keep_trainable, load_model, lora_config
-from day9.prompts import default_instruction, load_tokenizer, make_prompt
 from day9.reading.splits import load_splits, read_table, split_off
 from day9.report import SYSTEM_NAMES, draw
-from day9.settings import HERE, SMALL_LLAMA, Settings
-from day9.training import default_epochs, train, training_rows
+from day9.settings import HERE, SMALL_LLAMA
 
-HEAD_LEARNING_RATE = 1e-3  # the best on validation of 2e-4, 5e-4 and 1e-3, 32 messages
 LEAST_VALIDATION = 40  # rows to choose an epoch and a C by, or a fifth of those to train on
 SYSTEMS_USUAL = ("tfidf", "embeddings", "fine_tuned")
 
@@ -51,89 +39,6 @@ SETS = {  # where each comes from: address and commit; what decides; rows to tra
     "banking77": ("https://github.com/PolyAI-LDN/task-specific-datasets at 57ec275", "topic",
                   (1540,), 1)}
 HEAD_ROWS = {"health-questions": (80, 1000), "patient-messages": (32, 880)}
-
-
-def settings_for(model: str, train_split: Dataset, seed: int, rank: int) -> Settings:
-    """The program's default settings for so many rows."""
-    width = transformers.AutoConfig.from_pretrained(model).hidden_size
-    return Settings(model=model, epochs=default_epochs(train_split["label"][:]), rank=rank,
-                    learning_rate=0.5 / width, seed=seed)
-
-
-def labels_and_prompt(tokenizer, splits: DatasetDict):
-    """The labels in their order, and the program's default prompt for them."""
-    labels = sorted(splits["train"].unique("label"))
-    return labels, make_prompt(tokenizer, labels, default_instruction(labels), 512)
-
-
-def train_fine_tuned(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
-    """Probabilities of a Llama that was trained to write the label."""
-    tokenizer = load_tokenizer(model)
-    _, prompt = labels_and_prompt(tokenizer, splits)
-    adapted = add_adapter(load_model(model, choose_precision()[0]), rank, seed)
-    tuned = Classifier(adapted, tokenizer, prompt)
-    settings = settings_for(model, splits["train"], seed, rank)
-    with tempfile.TemporaryDirectory() as folder:
-        log = train(tuned, training_rows(splits["train"], tokenizer, prompt),
-                    splits["validation"], settings, Path(folder))
-    tuned.temperature = best_epoch(log)["temperature"]
-    return tuned.predict_proba(splits["test"]["text"][:])
-
-
-def train_head(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
-    """The same with a classification head; the epoch with the least validation loss counts."""
-    tokenizer = load_tokenizer(model)
-    labels, prompt = labels_and_prompt(tokenizer, splits)
-    numbered = splits.map(lambda row: {
-        "input_ids": prompt.before + prompt.encode(tokenizer, [row["text"]])[0],
-        "label": labels.index(row["label"])}, remove_columns=["text"])
-    transformers.set_seed(seed)
-    dtype, _ = choose_precision()
-    config = four_bits(dtype)
-    config.llm_int8_skip_modules = ["score"]  # the head is new, and trained as it is
-    headed = keep_trainable(transformers.AutoModelForSequenceClassification.from_pretrained(
-        model, dtype=dtype, quantization_config=config, num_labels=len(labels),
-        pad_token_id=tokenizer.pad_token_id))
-    settings = settings_for(model, splits["train"], seed, rank)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
-            model=get_peft_model(headed, lora_config(rank, "SEQ_CLS")),
-            train_dataset=numbered["train"], eval_dataset=numbered["validation"],
-            processing_class=tokenizer, args=transformers.TrainingArguments(
-                output_dir=folder, num_train_epochs=settings.epochs, seed=seed,
-                learning_rate=HEAD_LEARNING_RATE, warmup_steps=0.05, eval_strategy="epoch",
-                save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
-                use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True))
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-        return softmax(trainer.predict(numbered["test"]).predictions, axis=1)
-
-
-def train_tfidf(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
-    """Probabilities of the simple baseline."""
-    baseline = fit_tfidf(splits["train"], splits["validation"])
-    return baseline.predict_proba(splits["test"]["text"][:])
-
-
-def train_embeddings(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
-    """Probabilities of the default sentence embeddings with logistic regression."""
-    embed, _, _ = load_embedder(Settings())
-    return fit_embeddings(splits["train"], splits["validation"], embed).predict_proba(
-        splits["test"]["text"][:])
-
-
-def train_random(model: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
-    """As train_fine_tuned, but from random weights in place of the pretrained ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        transformers.set_seed(seed)
-        config = transformers.AutoConfig.from_pretrained(model)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        load_tokenizer(model).save_pretrained(folder)
-        return train_fine_tuned(folder, splits, seed, rank)
-
-
-SYSTEMS = {"fine_tuned": train_fine_tuned, "head": train_head, "tfidf": train_tfidf,
-           "embeddings": train_embeddings, "random": train_random}
 
 
 def draw_splits(folder: Path, rows: int, draw_number: int) -> DatasetDict:
@@ -171,11 +76,10 @@ def find_folder(name: str, others: Path) -> Path | None:
 def measure(cell: dict, folder: Path, model: str) -> dict:
     """The figures of one cell, on the test split."""
     splits = draw_splits(folder, cell["rows"], cell["draw"])
-    start = time.perf_counter()
-    probabilities = SYSTEMS[cell["system"]](model, splits, cell["draw"], cell["rank"])
-    seconds = time.perf_counter() - start
+    probabilities, seconds = timed(SYSTEMS[cell["system"]], model, splits, cell["draw"],
+                                   cell["rank"])
     found = compute_metrics(splits["test"]["label"][:], probabilities,
-                            sorted(splits["train"].unique("label")), seconds)
+                            sorted(set(splits["train"]["label"][:])), seconds)
     return cell | {"digest": sha256(digests(folder.glob("*.csv")))[:16]} | {
         name: round(value, 4) for name, value in found.items()}
 

@@ -33,11 +33,12 @@ RIVALS = ("tfidf", "embeddings")  # what people would use instead
 def scoreboard(systems: dict[str, dict[str, float]]) -> str:
     """The metrics as text, one line per system."""
     names = ["precision", "recall", "f1", "log_loss", "ece"]
-    lines = [f"{'':11}accuracy (95 % interval)" + "".join(f"{name:>10}" for name in names)
+    width = max(11, *(len(system) + 1 for system in systems))
+    lines = [f"{'':{width}}accuracy (95 % interval)" + "".join(f"{name:>10}" for name in names)
              + f"{'n':>6}{'seconds':>10}"]
     for system, row in systems.items():
         low, high = row["accuracy_low"], row["accuracy_high"]
-        lines.append(f"{system:11}{row['accuracy']:>8.3f} ({low:.3f} - {high:.3f})"
+        lines.append(f"{system:{width}}{row['accuracy']:>8.3f} ({low:.3f} - {high:.3f})"
                      + "".join(f"{row[name]:>10.3f}" for name in names)
                      + f"{row['n']:>6}{row['seconds']:>8.0f} s")
     return "\n".join(lines)
