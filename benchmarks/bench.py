@@ -173,7 +173,7 @@ def measure(function, *given, **case) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
 
-def alone(function, *given, **named):
+def in_own_process(function, *given, **named):
     """What a function returns when a process of its own calls it."""
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
         return pool.submit(function, *given, **named).result()
@@ -256,11 +256,11 @@ def bench(argv: list[str] | None = None) -> None:
     args.folders = {labels: args.output.with_name(f"bench-run{labels}")
                     for labels, place in data.items() if place.is_dir()}
     for labels, folder in args.folders.items():
-        alone(tune, args, folder, data[labels])
+        in_own_process(tune, args, folder, data[labels])
     for run, (section, function, case) in product(range(args.runs), find_cases(args)):
         key = {**case, "run": run}
         if not any(key.items() <= kept.items() for kept in results[section]):
-            results[section].append(key | alone(measure, function, args, run, **case))
+            results[section].append(key | in_own_process(measure, function, args, run, **case))
             write_json(args.output, results)
             print(results[section][-1], flush=True)
     for name, table in tables(results).items():

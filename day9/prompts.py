@@ -57,10 +57,10 @@ def inner_ids(tokenizer, texts: list[str], lead: str) -> list[list[int]]:
     if not lead:
         return token_ids(tokenizer, texts)
     [start] = token_ids(tokenizer, [lead.rstrip(" ")])
-    return [without(start, ids) for ids in token_ids(tokenizer, [lead + text for text in texts])]
+    return [take_off(start, ids) for ids in token_ids(tokenizer, [lead + text for text in texts])]
 
 
-def without(start: list[int], ids: list[int]) -> list[int]:
+def take_off(start: list[int], ids: list[int]) -> list[int]:
     """Token ids without those at their beginning that are also the beginning of `start`."""
     return ids[len(os.path.commonprefix([start, ids])):]
 
@@ -153,7 +153,7 @@ def piece_ids(tokenizer, piece: str, line: str) -> list[int]:
     """Token ids of a piece of the template, but for the spaces that belong to the next text."""
     start, ids = (tokenizer.encode(text, add_special_tokens=False)
                   for text in (line, line + (piece.rstrip(" ") if line else piece)))
-    return without(start, ids) if line else ids
+    return take_off(start, ids) if line else ids
 
 
 def end_of_answer(tokenizer, ids: list[int]) -> list[int]:

@@ -130,7 +130,7 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
         folder = new_folder(settings.output_dir)
     with explaining(folder), alone_in(folder):
         if settings.resume:
-            yield continued(folder, settings), folder
+            yield resumed_settings(folder, settings), folder
         else:
             if PartialState().is_main_process and not all(map(is_litter, folder.iterdir())):
                 raise InputError(f"{folder} is not empty: choose a new --output-dir")
@@ -138,7 +138,7 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
                 yield settings, folder
 
 
-def continued(folder: Path, settings: Settings) -> Settings:
+def resumed_settings(folder: Path, settings: Settings) -> Settings:
     """The settings of a run that is resumed. Raises InputError if it is finished, or is no run."""
     kept = find_again(read_settings(folder, "--resume"), settings.model,
                       settings.data if settings.data != Settings.data else None,
