@@ -2,18 +2,33 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
-from decimal import Decimal, InvalidOperation
 
 import numpy as np
 from datasets import Dataset
 
+from day9.errors import shortened
 from day9.prompts import Prompt
 from day9.reading.splits import text_keys
-from day9.reading.values import normalised
+from day9.reading.values import look
 
-GARBLED = ("\ufffd", "Ã", "â€")  # what UTF-8 becomes when it is read as something else
+GARBLED = ("\ufffd", "â€")  # what no text has that was read in its own encoding
+
+
+def is_garbled(text: str) -> bool:
+    """Whether UTF-8 was read as something else: as that again, the text is shorter in UTF-8.
+
+    Portuguese, as in NÃO, is not: there no other byte of a character follows.
+    """
+    for encoding in ("cp1252", "latin-1"):
+        found = text.encode(encoding, "ignore")
+        with suppress(UnicodeDecodeError):
+            if len(found.decode("utf-8")) < len(found):
+                return True
+    return any(sign in text for sign in GARBLED)
 
 
 def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
@@ -22,11 +37,14 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
     for batch in split.iter(1000):
         lengths += map(len, prompt.token_ids(tokenizer, batch["text"]))
         empty += sum(not text.strip() for text in batch["text"])
-        garbled += sum(any(sign in text for sign in GARBLED) for text in batch["text"])
+        garbled += sum(map(is_garbled, batch["text"]))
         digest.update(json.dumps(batch).encode())
-    classes, keys = Counter(split["label"][:]), text_keys(split)
+    labels = split["label"][:]
+    classes, different = Counter(labels), set(zip(text_keys(split).tolist(), labels))
+    answers = Counter(key for key, _ in different)
     return {"rows": len(split), "classes": len(classes), "rarest": min(classes.values()),
-            "empty": empty, "repeated": len(keys) - len(np.unique(keys)), "garbled": garbled,
+            "empty": empty, "repeated": len(split) - len(different), "garbled": garbled,
+            "two labels": sum(count > 1 for count in answers.values()),
             "median_tokens": int(np.median(lengths)), "most_tokens": max(lengths),
             "shortened": sum(length > prompt.text_room for length in lengths),
             "labels": dict(classes.most_common()), "sha256": digest.hexdigest()}
@@ -35,21 +53,26 @@ def audit_split(split: Dataset, tokenizer, prompt: Prompt) -> dict:
 ODDITIES = {
     "empty": "empty texts: {:,} (they can only be guessed)",
     "repeated": "texts that repeat another of their split: {:,}",
+    "two labels": "texts with two labels: {:,} (decide on one)",
     "garbled": "texts that look as if read in a wrong encoding: {:,} (save the file as UTF-8)",
     "shortened": "texts that are too long and lose their end: {:,} (raise --max-length, if the "
                  "model allows it)"}
 
 
 def alike(labels: list[str]) -> list[str]:
-    """The labels that differ from another in case, white space or spelling of a number alone."""
-    def key(label: str) -> str | Decimal:
-        with suppress(InvalidOperation):
-            if (number := Decimal(label)).is_finite():
-                return number
-        return normalised(label)
+    """The labels that look like another, or are the same number."""
+    counts = Counter(map(look, labels))
+    return [label for label in labels if counts[look(label)] > 1]
 
-    counts = Counter(map(key, labels))
-    return [label for label in labels if counts[key(label)] > 1]
+
+def several(labels: Collection[str]) -> list[str]:
+    """The labels that are lists in brackets, or others of the labels with | or ; between them."""
+    def is_several(label: str) -> bool:
+        parts = [part.strip() for part in re.split(r"[|;]", label)]
+        return (re.fullmatch(r"\[.*[,'\"].*\]|\{.*[,'\"].*\}", label, re.DOTALL) is not None
+                or len(parts) > 1 and all(part in labels for part in parts))
+
+    return [label for label in labels if is_several(label)]
 
 
 def print_audit(counts: dict[str, dict]) -> None:
@@ -61,8 +84,14 @@ def print_audit(counts: dict[str, dict]) -> None:
     for kind, advice in ODDITIES.items():
         if count := sum(found[kind] for found in counts.values()):
             print("warning:", advice.format(count))
-    if similar := alike(sorted(counts["train"]["labels"])):
-        print(f"warning: labels differ in spelling alone: {', '.join(map(repr, similar))}")
+    labels = counts["train"]["labels"]
+    if similar := alike(sorted(labels)):
+        shown = (f"{ascii(label)} ({labels[label]:,})" for label in similar)
+        print(f"warning: labels differ in spelling alone: {', '.join(shown)}")
+    if lists := several(labels):
+        print(f"warning: rows with several labels in one: {sum(map(labels.get, lists)):,}, as in "
+              f"{ascii(shortened(lists[0]))} (this program gives a text one label, not several: "
+              "each such list is a class of its own)")
 
 
 def balance(split: Dataset, seed: int) -> Dataset:

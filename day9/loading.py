@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -256,7 +257,9 @@ def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]
     Raises InputError where the model cannot be loaded, or cannot do what is asked of it.
     """
     name, reason = choose_model(settings.model)
-    settings = replace(settings, model=str(Path(name).resolve()) if Path(name).exists() else name)
+    model, data = (os.path.abspath(path) if Path(path).exists() else path  # not what links point to
+                   for path in (name, settings.data))
+    settings = replace(settings, model=model, data=data)  # found again from any folder
     dtype, why = choose_precision()
     print(f"model: {settings.model}, because {reason}")
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "

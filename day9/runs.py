@@ -201,10 +201,12 @@ def keep_start(folder: Path, settings: Settings, base, embedder: str | None,
     """
     started = {"base": base.digest, "prompt": base.prompt.digest, "embedder": embedder, **counts}
     options = {"base": "model", "prompt": "model", "embedder": "embedder"}
+    digest = lambda part: part["sha256"] if isinstance(part, dict) else part
     if has_begun(folder):
         for part, kept in read_json(folder / "audit.json").items():
             option_name = options.get(part, "data")
-            check_same(started.get(part), kept, getattr(settings, option_name), f"--{option_name}")
+            check_same(digest(started.get(part)), digest(kept), getattr(settings, option_name),
+                       f"--{option_name}")
     if PartialState().is_main_process:
         write_json(folder / "settings.json", asdict(settings))
         write_json(folder / "audit.json", started)

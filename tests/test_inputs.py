@@ -7,7 +7,7 @@ from conftest import ROWS, refuse
 from datasets import Dataset
 
 from day9.prompts import make_prompt
-from day9.audit import audit_split, balance, print_audit
+from day9.audit import audit_split, balance, is_garbled, print_audit, several
 
 SHORT = "text,label\na,b\nc,d\n"
 
@@ -52,20 +52,39 @@ def test_texts_to_predict_are_read_as_carefully(tmp_path, finished, capsys):
 
 
 def test_the_audit_counts_what_is_odd(tokenizer, capsys):
-    texts = ["same", "Same ", "", "cafÃ© au lait", "long " * 500, "plain"]
-    split = Dataset.from_dict({"text": texts, "label": ["billing"] * 4 + ["Billing", "other"]})
+    texts = ["same", "Same ", "", "cafÃ© au lait", "long " * 500, "plain", "both", "Both", "both"]
+    split = Dataset.from_dict({"text": texts, "label": ["billing"] * 4 + ["Billing", "other"]
+                               + ["other", "billing", "billing"]})
     prompt = make_prompt(tokenizer, ["Billing", "billing", "other"], "Which?", 128)
     found = audit_split(split, tokenizer, prompt)
     print_audit({"train": found,
                  "test": audit_split(split.select([5]), tokenizer, prompt)})
-    expected = {"rows": 6, "classes": 3, "rarest": 1, "empty": 1, "repeated": 1, "garbled": 1,
-                "shortened": 1, "labels": {"billing": 4, "Billing": 1, "other": 1}}
+    expected = {"rows": 9, "classes": 3, "rarest": 1, "empty": 1, "repeated": 2, "garbled": 1,
+                "two labels": 1, "shortened": 1,
+                "labels": {"billing": 6, "Billing": 1, "other": 2}}
     assert {name: found[name] for name in expected} == expected and found["most_tokens"] >= 500
     said = capsys.readouterr().out
-    assert said.count("warning") == 5 and "'Billing', 'billing'" in said
+    assert said.count("warning") == 6 and "'Billing' (1), 'billing' (6)" in said
+    assert "warning: texts with two labels: 1 " in said
     digests = [audit_split(part, tokenizer, prompt)["sha256"]
                for part in (split, split.select(range(5)))]
     assert digests[0] == found["sha256"] != digests[1]
+
+
+@pytest.mark.parametrize("text, garbled", [
+    ("caf\u00e9 \u2615".encode().decode("latin-1"), True), ("Ð”Ð° ok", True),
+    ("it\u2019s".encode().decode("cp1252"), True), ("half\ufffd", True),
+    ("\U0001f642 cafÃ©", True),
+    ("NÃO É O CAMINHÃO", False), ("«CAFÉ»", False), ("50 € “Ã”", False), ("日本 🙂", False)])
+def test_what_is_garbled_would_be_shorter_as_utf_8(text, garbled):
+    assert is_garbled(text) is garbled
+
+
+@pytest.mark.parametrize("labels, found", [
+    (["['billing', 'urgent']", "{a, b}", "[0, 1]", "[other]", "a, b"], 3),
+    (["billing|urgent", "billing", "urgent", "billing; urgent", "a;b", "a"], 2)])
+def test_several_labels_in_one_are_counted(labels, found):
+    assert len(several(labels)) == found
 
 
 def test_balancing_repeats_rows_of_rare_classes_alone():

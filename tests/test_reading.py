@@ -213,15 +213,74 @@ def test_numbers_and_dates_come_through_as_written(tmp_path):
         {"text": "2025-01-02 00:00:00", "label": "0.1", "is": '{"b": "x", "n": 1.0}'}]
 
 
+OLD = pa.array([-800_000], pa.int32()).cast(pa.date32())  # days since 1970
+AFAR = pa.array([10**12]).cast(pa.timestamp("ms", "Mars/Base"))
+KEY = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
+
+
+@pytest.mark.parametrize("column, value", [
+    (OLD, "-0221-09-04"), (OLD.dictionary_encode(), "-0221-09-04"),
+    (AFAR, "2001-09-09 01:46:40.000Z"),
+    (pa.array([2**62]).cast(pa.duration("s")), str(2**62)),
+    (KEY, "30303030-3030-3030-3030-303030303030"),
+    (pa.StructArray.from_arrays([OLD, AFAR, KEY, pa.array([7])], ["d", "t", "k", "n"]),
+     '{"d": "-0221-09-04", "t": "2001-09-09 01:46:40.000Z", '
+     '"k": "30303030-3030-3030-3030-303030303030", "n": 7}'),
+    (pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), OLD), '["-0221-09-04"]'),
+])
+def test_columns_that_python_cannot_hold_are_carried_along(tmp_path, column, value):
+    file = write(tmp_path / "a.parquet", pa.table({"text": ["a"], "other": column}))
+    assert read_table(file, "text").to_list() == [{"text": "a", "other": value}]
+
+
 def test_labels_that_are_alike():
     assert alike(["1", "1.0", "2", "01", "NA", "na", " b", "b", "nan"]) == [
         "1", "1.0", "01", "NA", "na", " b", "b"]
     assert alike(["12345678901234567890", "12345678901234567891"]) == []
+    same = ["can't", "can\u2019t", "a\u200b", "A", "\uff42", "b", "1\ufeff", "1", "two  words",
+            "two words"]
+    assert alike([*same, "e", "\u00e9"]) == same
+
+
+COMPOSED, APART = "r\u00e9clamation", "re\u0301clamation"  # the same in NFC
+
+
+def test_labels_that_are_the_same_in_unicode_are_one(tmp_path):
+    write(tmp_path / "train.csv", messages("train").replace(",a", f",{COMPOSED}"))
+    file = write(tmp_path / "test.csv", f"text,label\na,{APART} \nb,b\n")
+    found = load_splits(str(tmp_path))
+    assert set(found["test"]["label"]) == {COMPOSED, "b"}
+    write(file, f"text,label\na,{APART}\u200b\nb,b\n")
+    assert (r"('r\xe9clamation\u200b' looks like 'r\xe9clamation' of train): add"
+            in refusal(load_splits, str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_columns_that_are_the_same_in_unicode_are_one(tmp_path, name):
+    rows = [{" text": f"text {i}", APART: "ab"[i % 2]} for i in range(30)]
+    text = f" text,{APART}\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
+    file = write(tmp_path / name, {"a.csv": text, "a.jsonl": rows}.get(
+        name, pa.Table.from_pylist(rows)))
+    assert len(load_splits(str(file), "text", COMPOSED)["test"]) == 6
+    assert read_table(file, "text").column_names == ["text", APART]
+    said = refusal(load_splits, str(file), "text", f"{COMPOSED}\u200b")
+    assert r"no column 'r\xe9clamation\u200b', but 're\u0301clamation'" in said
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"\x1f\x8b\x08\0", "packed by gzip"), (b"PK\x03\x04\0", "a zip archive"),
+    (b"\xd0\xcf\x11\xe0\0", "a workbook"), (b"%PDF-1.7\n", "a pdf"), (b"PAR1\x15", "parquet"),
+    (b"\n<!DOCTYPE html>\n<p>a,b", "a web page"), ("text\n".encode("utf-16"), "text in UTF-16"),
+])
+def test_a_file_of_another_kind_is_told_which(tmp_path, content, words):
+    for suffix in (".csv", ".json"):
+        file = write(tmp_path / f"a{suffix}", content)
+        assert f"{file} is {words}" in refusal(read_table, file, "text")
+    assert len(read_table(write(tmp_path / "a.csv", "PAR1,text\n1,a\n"), "text")) == 1
 
 
 @pytest.mark.parametrize("content, where", [
     ("text\nok\ncaf\xe9\n".encode("latin-1"), "line 3, byte 4 (0xe9): not UTF-8"),
-    ("text\nok\n".encode("utf-16"), "line 1, byte 1 (0xff): not UTF-8"),
     ("text\nok\n".encode("utf-16-le"), "line 1, byte 2: a NUL byte"),
     (b"text\nok\nn\0ul\n", "line 3, byte 2: a NUL byte"),
     (b"text\nmy refund\rhas not come\n", "line 2: row 1 has a carriage return outside quotes"),
@@ -389,13 +448,74 @@ def test_what_is_tested_is_not_trained_on(tmp_path, capsys):
 # Folders and the hub
 
 
-@pytest.mark.parametrize("name", ["val.csv", "valid.CSV", "dev.csv", "Eval.Csv", "validation.csv"])
-def test_names_of_validation_files(tmp_path, name):
-    write(tmp_path / "train.csv", messages("train"))
-    write(tmp_path / name, messages("held out", 6))
-    for other in (".DS_Store", "._train.csv", "notes.txt"):
-        write(tmp_path / other, b"\0")
-    assert len(load_splits(str(tmp_path))["validation"]) == 6
+@pytest.mark.parametrize("split, names", [
+    ("validation", ["val.csv", "valid.CSV", "dev.csv", "Eval.Csv", "validation.csv",
+                    "evaluation.csv", "validate.csv", "val_data.csv", "dev/any.json"]),
+    ("test", ["test_data.csv", "testing.csv", "test_set.csv", "heldout.csv", "holdout.csv",
+              "Held-Out 2.csv", "Test Data.csv", "test-00000-of-00001.csv", "test/any.csv"]),
+    (None, ["latest.csv", "contest.csv", "train_test.csv", "train_extra.csv", "notes.json"]),
+])
+def test_names_of_splits(tmp_path, capsys, split, names):
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        for place in (folder / "source", (folder / name).parent):
+            place.mkdir(parents=True, exist_ok=True)
+        write(folder / "train.csv", messages("train"))
+        rows = [{"text": f"held out {i}", "label": "ab"[i % 2]} for i in range(6)]
+        write(folder / name, rows if name.endswith("json") else messages("held out", 6))
+        for other in (".DS_Store", "._train.csv", "notes.txt", "source/test.csv"):
+            write(folder / other, b"\0")
+        found = load_splits(str(folder)).items()
+        assert [key for key, rows in found if "held out 0" in rows["text"][:]] == [split] * (
+            split is not None), name
+        said = capsys.readouterr().out
+        unused = f"warning: {folder} has what is not used: {name} ("
+        assert not said if split else unused in said
+
+
+@pytest.mark.parametrize("names, words", [
+    (["train.csv", "test_a.csv", "test_b.csv"], "test_a.csv and test_b.csv of "),
+    (["train.csv", "test.csv", "test/a.csv"], "test.csv and test/a.csv of "),
+    (["train.csv", "test-00000-of-00003.csv", "test-00002-of-00003.csv"],
+     "test-*-of-00003.csv: 2 files, not each number once"),
+])
+def test_files_of_splits_that_are_in_doubt(tmp_path, names, words):
+    (tmp_path / "test").mkdir()
+    for name in names:
+        write(tmp_path / name, messages(name))
+    assert words in refusal(load_splits, str(tmp_path))
+
+
+def test_shards_are_read_in_order_and_the_exact_name_wins(tmp_path, capsys):
+    for name in ("train-00001-of-00002", "train-00000-of-00002", "test", "test_old", "val"):
+        write(tmp_path / f"{name}.csv", messages(name, 4))
+    found = load_splits(str(tmp_path))
+    assert found["train"]["text"][:] == [f"train-0000{i // 4}-of-00002 {i % 4}" for i in range(8)]
+    assert found["test"]["text"][0] == "test 0"
+    assert "not used: test_old.csv (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names, sizes, words", [
+    (["train", "Val", "test"], [10, 10, 10], ""),
+    (["train", "", "test"], [22, 2, 6], "train among them, and has ''"),
+    (["test"] * 3, [22, 2, 6], "train among them, and has 'test'"),
+])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_may_say_the_split(tmp_path, capsys, suffix, names, sizes, words):
+    rows = [{"Split": names[i % 3], "text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
+    text = "Split,text,label\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
+    file = write(tmp_path / f"a{suffix}", text if suffix == ".csv" else pa.Table.from_pylist(rows))
+    found = load_splits(str(file))
+    assert [len(found[split]) for split in ("train", "validation", "test")] == sizes
+    said = capsys.readouterr().out
+    if words:
+        assert "warning: column 'Split' of" in said and words in said
+    else:
+        assert not said and found["test"]["text"][:] == [f"text {i}" for i in range(2, 30, 3)]
+
+
+def test_a_path_that_cannot_be_looked_at():
+    assert "File name too long: check --data" in refusal(load_splits, "x" * 5_000)
 
 
 def test_with_several_files_a_message_names_the_file(tmp_path):
@@ -421,12 +541,14 @@ def test_a_test_file_without_labels_is_left_out(tmp_path, capsys, content):
 
 def test_a_dataset_on_the_hub_is_held_to_the_same(monkeypatch, capsys):
     found = DatasetDict(train=dataset([f"text {i}" for i in range(30)], [0, 1] * 15),
-                        test=dataset(["a", "b"], [-1, -1]))
+                        test=dataset(["a", "b"], [-1, -1]), test_more=dataset(["a"], [0]))
     monkeypatch.setattr(hub, "is_silent", lambda *_: False)
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: found)
     splits = load_splits("someone/data")
     assert set(splits["train"]["label"]) == {"no", "yes"} and len(splits["test"]) == 6
-    assert "warning: the test split of someone/data has no labels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: the test split of someone/data has no labels" in said
+    assert "warning: someone/data has what is not used: test_more (" in said
     found["dev"] = dataset(["a"], [["x"]], List(Value("string")))
     assert "split of someone/data: row 1 has a list" in refusal(load_splits, "someone/data")
     found["validation"] = found["train"]

@@ -161,6 +161,16 @@ def test_the_model_of_the_checkout_is_found_wherever_that_is(tmp_path, copied, p
     assert "is not what it was" in refuse(capsys, *uses(copied, "new")[0])
 
 
+def test_a_run_is_resumed_from_any_folder(place, monkeypatch):
+    """Its data was given through a link, as the hub's cache has them, to a file of another name."""
+    (place / "data" / "train.csv").rename(place / "blob")
+    (place / "a.csv").symlink_to("blob")
+    monkeypatch.chdir(place)
+    assert resumes("--model", "base", "--data", "a.csv", "--output-dir", place / "new")
+    monkeypatch.chdir("/")
+    assert resumes("--resume", place / "new")
+
+
 def test_a_run_is_resumed_where_its_model_and_data_are_now(place, capsys):
     for name in ("base", "data"):
         (place / name).rename(place / f"moved {name}")

@@ -9,6 +9,7 @@ from typing import NamedTuple, TextIO
 
 from day9.errors import InputError, shortened
 from day9.reading.tables import Table, check_bytes, text_file
+from day9.reading.values import tidy
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # as Excel writes it
@@ -153,7 +154,7 @@ def csv_table(path: Path, wanted: list[str]) -> Table:
     separator = find_separator(path, wanted)
     header = next(csv_records(path, separator), Record("", 0, [], []))
     columns = [name or f"Unnamed: {i}" for i, name in enumerate(header.cells)]  # as pandas does
-    if columns and wanted[0] not in columns:
+    if columns and tidy(wanted[0]) not in map(tidy, columns):
         check_header(path, separator, header, wanted)
 
     def rows(asked: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -12,11 +12,34 @@ from day9.errors import InputError, one_line
 from day9.reading.tables import Table
 
 
-def arrow_values(column: pa.Array | pa.ChunkedArray, names: dict[int, str] | None) -> Sequence:
-    """The values of an Arrow column; numbers of classes become their names."""
-    if column.type in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
+def with_text(kind: pa.DataType, every: pa.DataType | None) -> pa.DataType:
+    """A type with `every` in place of its dates and times; None makes all time zones UTC."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(with_text(field.type, every)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(with_text(kind.value_type, every))
+    if every:
+        return every if pa.types.is_temporal(kind) or pa.types.is_dictionary(kind) else kind
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
+
+
+def arrow_values(name: str, column: pa.Array | pa.ChunkedArray,
+                 names: dict[int, str] | None) -> Sequence:
+    """The values of an Arrow column; numbers of classes become their names.
+
+    Dates that Python cannot hold are as Arrow writes them. Raises InputError if it cannot.
+    """
+    kind = column.type
+    if kind in (pa.float16(), pa.float32()):  # 0.1, which Python's float would make longer
         return column.to_numpy(zero_copy_only=False)
-    values = column.to_pylist()
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):  # pa.ArrowInvalid, of a time zone, is a ValueError
+        try:
+            column = column.cast(with_text(kind, None)).cast(with_text(kind, pa.string()))
+            values = column.to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise InputError(f"{name} has unreadable {kind} values: store strings") from error
     return [names.get(value) for value in values] if names else values
 
 
@@ -29,7 +52,7 @@ def arrow_table(name: str, columns: list[str], features: Features,
     def rows(asked: list[str]) -> Iterator[tuple[str, tuple]]:
         row = 0
         for batch in batches(asked):
-            found = [arrow_values(batch.column(each), classes.get(each)) for each in asked]
+            found = [arrow_values(name, batch.column(each), classes.get(each)) for each in asked]
             for row, values in enumerate(zip(*found), start=row + 1):
                 yield f"{name}: row {row}", values
 

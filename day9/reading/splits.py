@@ -1,7 +1,10 @@
 """Train, validation and test splits, and single files. Written by hand, not tangled."""
 
 import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,18 @@ from day9.hub import check_pointer, load_hub_dataset
 from day9.reading.csvfile import csv_table
 from day9.reading.jsonfile import json_table
 from day9.reading.parquet import hub_table, parquet_table
-from day9.reading.tables import Table, require_column, strings
-from day9.reading.values import as_written, in_one_string, is_blank, normalised, required
+from day9.reading.tables import Table, check_kind, require_column, strings, with_names
+from day9.reading.values import (as_written, in_one_string, is_blank, look, normalised,
+                                 required)
 from day9.storage import store
 
 READERS = {".csv": csv_table, ".tsv": csv_table, ".json": json_table, ".jsonl": json_table,
            ".parquet": parquet_table}
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(
-    ("val", "valid", "dev", "eval"), "validation")
+SPLIT_WORDS = {  # what a name has between its other words: latest.csv is no test
+    "train": "train(ing)?", "test": "test(ing)?|h[eo]ld[-_ ]?out",
+    "validation": "val(id(at(e|ion))?)?|dev|eval(uation)?"}
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
 
 def open_table(path: Path, wanted: list[str]) -> Table:
@@ -32,12 +38,13 @@ def open_table(path: Path, wanted: list[str]) -> Table:
                          "suffix")
     try:
         check_pointer(path)
+        check_kind(path)
         table = READERS[suffix](path, wanted) if path.stat().st_size else None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not table or not table.columns:
         raise InputError(f"{path} is empty: give a file with rows")
-    return table
+    return with_names(table, wanted)
 
 
 def read_table(path: Path, text_column: str) -> Dataset:
@@ -52,44 +59,119 @@ def read_table(path: Path, text_column: str) -> Dataset:
     return store(table.name, table.columns, strings(table, convert))
 
 
-def name_splits(names: list[str], source: str) -> dict[str, str]:
-    """Which name is which split. Raises InputError if none is train, or two are the same."""
+def split_of(name: str) -> tuple[str | None, bool]:
+    """The split that a name tells of, if it is one alone, and whether it says nothing else."""
+    told = [(split, re.fullmatch(words, name.lower()) is not None)
+            for split, words in SPLIT_WORDS.items()
+            if re.search(rf"(?<![^\W\d_])({words})(?![^\W\d_])", name.lower())]
+    return told[0] if len(told) == 1 else (None, False)
+
+
+def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
+    """Which name, by the words given for it, is which split. Raises InputError if that is open."""
     found: dict[str, str] = {}
-    for name in names:
-        stem = name.split(".")[0] if Path(name).suffix.lower() in READERS else name
-        split = SPLIT_NAMES.get(stem.lower())
-        if split in found:
-            raise InputError(f"{found[split]} and {name} of {source} are both for {split}: give a "
-                             "folder with only one of them")
-        if split:
-            found[split] = name
+    told = {name: split_of(stem) for name, stem in names.items()}
+    for split in SPLITS:
+        exact = [name for name in names if told[name] == (split, True)]
+        fitting = exact or [name for name in names if told[name] == (split, False)]
+        if len(fitting) > 1:
+            raise InputError(f"{fitting[0]} and {fitting[1]} of {source} are both for {split}: "
+                             "give a folder with only one of them")
+        found |= {split: name for name in fitting}
     if "train" not in found:
         there = f"; there are {shortened(', '.join(names))}" if names else ""
         raise InputError(f"{source} has no train split{there}: give one that has, or the path of a "
                          f"file of {', '.join(READERS)}")
+    if unused := [name for name in names if name not in found.values()]:
+        print(f"warning: {source} has what is not used: {shortened(', '.join(unused), 200)} "
+              "(one is used for each split, by its name, such as test)")
     return found
+
+
+def find_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by name, shards together. Raises InputError if one is missing."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in READERS and not path.name.startswith("."):
+            shard = SHARD.fullmatch(path.stem)
+            name = f"{shard[1]}-*-of-{shard[3]}{path.suffix}" if shard else path.name
+            found.setdefault(name, []).append(path)
+        elif path.is_file() and split_of(path.name.split(".")[0])[1]:
+            print(f"warning: {path} is left out: it is none of {', '.join(READERS)}")
+    for name, paths in found.items():
+        numbers = [SHARD.fullmatch(path.stem) for path in paths]
+        if numbers[0] and [int(shard[2]) for shard in numbers] != [*range(int(numbers[0][3]))]:
+            raise InputError(f"{folder / name}: {len(paths)} files, not each number once: get all")
+    return found
+
+
+def open_together(paths: list[Path], wanted: list[str]) -> Table:
+    """The rows of several files in turn, with the columns that all have."""
+    tables = [open_table(path, wanted) for path in paths]
+    columns = [each for each in tables[0].columns if all(each in other.columns for other in tables)]
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return Table(f"{tables[0].name}{more}", columns,
+                 lambda asked: chain.from_iterable(table.rows(asked) for table in tables))
+
+
+def folder_tables(folder: Path, wanted: list[str]) -> dict[str, Table]:
+    """The tables of a folder by split: from its files, and from folders named like a split."""
+    files = find_files(folder)
+    names = {name: name.rpartition(".")[0].partition("-*-of-")[0] for name in files}
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if split_of(inner.name)[0]:
+            more = {f"{inner.name}/{name}": paths for name, paths in find_files(inner).items()}
+            files, names = files | more, names | dict.fromkeys(more, inner.name)
+    found = name_splits(names, str(folder))
+    return {split: open_together(files[name], wanted) for split, name in found.items()}
+
+
+def rows_of_split(table: Table, column: str, values: set[str]) -> Table:
+    """The rows of a table that have one of the values in a column."""
+    def rows(asked: list[str]) -> Iterator[tuple[str, Sequence]]:
+        every = list(dict.fromkeys([*asked, column]))
+        for name, cells in table.rows(every):
+            if str(cells[every.index(column)]) in values:
+                yield name, cells[:len(asked)]
+
+    return Table(table.name, table.columns, rows)
+
+
+def tables_by_column(table: Table, wanted: list[str]) -> dict[str, Table]:
+    """A table as one for each split that its column `split` names; as train alone without one."""
+    columns = [name for name in table.columns if normalised(name) == "split"]
+    if len(columns) != 1 or columns[0] in wanted:
+        return {"train": table}
+    values: dict[str | None, set[str]] = {}
+    for _, [value] in table.rows(columns):
+        split, exact = split_of(str(value).strip())
+        values.setdefault(split if exact else None, set()).add(str(value))
+        if not exact:
+            break
+    if None in values or "train" not in values:
+        print(f"warning: column {columns[0]!r} of {table.name} is not used: it should name "
+              f"splits, train among them, and has {shortened(', '.join(values.popitem()[1]))!r}")
+        return {"train": table}
+    return {split: rows_of_split(table, columns[0], found) for split, found in values.items()}
 
 
 def find_tables(data: str, wanted: list[str], config: str | None,
                 revision: str | None) -> dict[str, Table]:
     """The tables of a file, a folder or a dataset on the hub, by split. Raises InputError."""
     path = Path(data)
-    if path.is_file():
-        return {"train": open_table(path, wanted)}
-    if path.is_dir():
-        names = []
-        for file in sorted(path.iterdir()):
-            if file.suffix.lower() in READERS:
-                names.append(file.name)
-            elif file.stem.lower() in SPLIT_NAMES and file.is_file():
-                print(f"warning: {file} is left out: it is none of {', '.join(READERS)}")
-        found = name_splits(names, data)
-        return {split: open_table(path / name, wanted) for split, name in found.items()}
+    try:
+        if path.is_file():
+            return tables_by_column(open_table(path, wanted), wanted)
+        if path.is_dir():
+            return folder_tables(path, wanted)
+    except OSError as error:
+        raise InputError(f"{shortened(data)}: {error.strerror}: check --data") from error
     if path.suffix.lower() in READERS:
         raise InputError(f"there is no file {data}: check --data")
     dataset = load_hub_dataset(data, config, revision)
-    return {split: hub_table(f"the {name} split of {data}", dataset[name])
-            for split, name in name_splits(list(dataset), data).items()}
+    exact = {name: name if split_of(name)[1] else "" for name in dataset}
+    return {split: with_names(hub_table(f"the {name} split of {data}", dataset[name]), wanted)
+            for split, name in name_splits(exact, data).items()}
 
 
 def read_split(name: str, table: Table, text_column: str, label_column: str) -> Dataset | None:
@@ -170,7 +252,9 @@ def load_splits(data: str, text_column: str = "text", label_column: str = "label
                          "validate or to test: give more examples")
     for name in ("validation", "test"):
         if unknown := sorted(labels[name] - labels["train"]):
+            alike = [f" ({ascii(label)} looks like {ascii(known)} of train)" for label in unknown
+                     for known in labels["train"] if look(known) == look(label)]
             raise InputError(f"{tables.get(name, tables['train']).name}: the {name} split has "
-                             f"labels that training never sees: {shortened(', '.join(unknown))}: "
-                             "add examples or remove the rows")
+                             f"labels that training never sees: {shortened(', '.join(unknown))}"
+                             f"{''.join(alike[:1])}: add examples or remove the rows")
     return splits

@@ -1,5 +1,6 @@
 """Tables, the text files they are in, and rows that are checked. Written by hand, not tangled."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from day9.errors import InputError, shortened
-from day9.reading.values import LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing, normalised
+from day9.reading.values import LONE_SURROGATE, NOT_PLAIN, ONE_PER_ROW, is_missing, look, tidy
 
 Convert = Callable[[object], str | None]  # raises ValueError, with a kind and a remedy
 
@@ -19,6 +20,33 @@ class Table:
     name: str  # for messages
     columns: list[str]
     rows: Callable[[list[str]], Iterator[tuple[str, Sequence]]]  # name of a row, some columns
+
+
+def with_names(table: Table, wanted: list[str]) -> Table:
+    """A table in which names of columns that are tidily a wanted one are that very one."""
+    names = {tidy(name): name for name in wanted if name not in table.columns}
+    columns = [names.get(tidy(column), column) for column in table.columns]
+    own = dict(zip(columns, table.columns))
+    return Table(table.name, columns, lambda asked: table.rows([own[name] for name in asked]))
+
+
+MAGIC = {  # how a file begins, what it is, and the remedy
+    rb"\x1f\x8b": ("packed by gzip", "unpack it"),
+    rb"PK\x03\x04": ("a zip archive, as a workbook of Excel is", "unpack it, or save it as csv"),
+    rb"\xd0\xcf\x11\xe0": ("a workbook of Excel", "save it as csv"),
+    rb"%PDF-": ("a pdf", "give its texts as csv"),
+    rb"(?i)\s*<(!doctype html|html)\b": ("a web page", "download the file that it shows"),
+    rb"PAR1\x15": ("parquet", "end its name in .parquet"),
+    rb"\xff\xfe|\xfe\xff": ("text in UTF-16", "save the file as UTF-8")}
+
+
+def check_kind(path: Path) -> None:
+    """Raise InputError for a file that is, by its first bytes, none of its suffix."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    for magic, (kind, remedy) in MAGIC.items():
+        if re.match(magic, start) and path.suffix.lower() != f".{kind}":
+            raise InputError(f"{path} is {kind}, whatever its name says: {remedy}")
 
 
 def check_bytes(path: Path) -> None:
@@ -73,9 +101,9 @@ def require_column(table: Table, column: str, option_name: str) -> None:
     if count == 1:
         return
     for name in table.columns:
-        if normalised(name) == normalised(column):
-            raise InputError(f"{table.name}: no column {column!r}, but {name!r}: rename it, or "
-                             f"choose it with {option_name}")
+        if look(name) == look(column):
+            raise InputError(f"{table.name}: no column {ascii(column)}, but {ascii(name)}: rename "
+                             f"it, or choose it with {option_name}")
     names = [name for name in table.columns if table.columns.count(name) == 1]
     _, values = next(table.rows(names), ("", [None] * len(names)))
     kinds = [NOT_PLAIN.get(type(value), ("", ""))[0] for value in values]

@@ -2,8 +2,11 @@
 
 import json
 import re
+import unicodedata
+from contextlib import suppress
 from datetime import date, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from uuid import UUID
 
 import numpy as np
 
@@ -24,8 +27,10 @@ NOT_PLAIN = {  # what it is called, and the remedy
     list: ("a list", ONE_PER_ROW), dict: ("an object", ONE_PER_ROW),
     bytes: ("bytes", "store strings"), Repeated: ("more than one value", "keep one")}
 NUMBERS = (bool, int, float, np.floating, Decimal, Number)
-PLAIN = (str, *NUMBERS, date, time, timedelta)
+PLAIN = (str, *NUMBERS, date, time, timedelta, UUID)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 cannot
+
+STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # curly quotes
 
 
 def is_missing(value: object) -> bool:
@@ -52,11 +57,11 @@ def as_written(value: object) -> str | None:
 
 
 def required(what: str, value: object) -> str:
-    """A "text" or "label" as_written. Raises ValueError if it is missing, or a label is blank."""
+    """A "text" as_written, or a tidy "label". Raises ValueError if missing, or a label is blank."""
     text = as_written(value)
     if text is None or what == "label" and is_blank(text):
         raise ValueError(f"no {what}", "fill it in or remove the row")
-    return text
+    return tidy(text) if what == "label" else text
 
 
 def in_json(value: object) -> str:
@@ -82,3 +87,18 @@ def in_one_string(value: object) -> str | None:
 def normalised(text: str) -> str:
     """The same for texts that differ in case and white space alone."""
     return " ".join(text.casefold().split())
+
+
+def tidy(name: str) -> str:
+    """A label or the name of a column, composed (NFC) and without the space around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def look(name: str) -> str | Decimal:
+    """The same for names that look alike, or are the same number."""
+    straight = unicodedata.normalize("NFKC", name).translate(STRAIGHT)
+    plain = normalised("".join(c for c in straight if unicodedata.category(c) != "Cf"))
+    with suppress(InvalidOperation):
+        if (number := Decimal(plain)).is_finite():
+            return number
+    return plain
