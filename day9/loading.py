@@ -163,7 +163,7 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
     if name == "none":
         return None, None, settings
     if Path(name).exists() or not settings.embedder and SMALL_EMBEDDER.exists():
-        name = str(Path(name if settings.embedder else SMALL_EMBEDDER).resolve())
+        name = os.path.abspath(name if settings.embedder else SMALL_EMBEDDER)
     try:
         folder = find_model(name, option_name="embedder")
         with reading_files(folder, "embedder", name):

@@ -68,7 +68,7 @@ class Settings:
     label_column: str = option("label", "Column with the labels.")
     embedder: str | None = option(
         None, "Model for the rival `embeddings`: a hub id or folder that sentence-transformers can "
-        "read, or none. Default: all-MiniLM-L6-v2, which knows English.")
+        "read, or none. Default: all-MiniLM-L6-v2, which knows English.", **PATH)
     instruction: str | None = option(
         None, "The words before each text; {labels} stands for the list of labels. Default: "
         "'Classify the text as one of: {labels}.', without the list where it is long.")
