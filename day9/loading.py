@@ -185,12 +185,9 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
 
 
 def check_prompt(prompt: Prompt, settings: Settings) -> None:
-    """Raise InputError where labels cannot be told apart or ended, texts have no room, or processes
-    cannot share a batch.
+    """Raise InputError where labels cannot be told apart, texts have no room, or processes cannot
+    share a batch.
     """
-    if any(None in completion for completion in prompt.completions.values()):
-        raise InputError(f"the tokenizer of {settings.model} has no token that ends an answer: "
-                         "restore its tokenizer_config.json, or choose another --model")
     if len(set(map(tuple, prompt.completions.values()))) < len(prompt.completions):
         raise InputError("two labels are the same to the tokenizer: rename one of "
                          + ", ".join(prompt.completions))
@@ -204,10 +201,12 @@ def check_prompt(prompt: Prompt, settings: Settings) -> None:
 
 
 def check_vocabulary(model, tokenizer, prompt: Prompt, name: str) -> None:
-    """Raise InputError where a prompt or a text may hold tokens that the model does not know.
-
-    A control token that no prompt has, as one to pad with, does no harm.
+    """Raise InputError where a prompt or a text may hold tokens that the model does not know, or no
+    token ends an answer. A control token that no prompt has, as one to pad with, does no harm.
     """
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of {name} has no token that ends an answer: restore its "
+                         "tokenizer_config.json, or choose another --model")
     rows = model.get_input_embeddings().num_embeddings
     used = {*tokenizer.get_vocab().values()} - control_ids(tokenizer)
     if max(used.union(prompt.before, prompt.after, *prompt.completions.values())) >= rows:
