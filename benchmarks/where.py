@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import matplotlib.figure
-import numpy as np
 import pandas as pd
 from datasets import DatasetDict, concatenate_datasets
 
@@ -19,7 +18,7 @@ from day9.errors import quieten_libraries
 from day9.files import digests, sha256, write_json
 from day9.metrics import compute_metrics
 from day9.reading.splits import load_splits, read_table, split_off
-from day9.report import SYSTEM_NAMES, draw
+from day9.report import SYSTEM_NAMES
 from day9.settings import HERE, SMALL_LLAMA
 
 LEAST_VALIDATION = 40  # rows to choose an epoch and a C by, or a fifth of those to train on
@@ -123,26 +122,6 @@ def draw_curves(results: list[dict], path: Path) -> str:
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)
     return str(path)
-
-
-def draw_sets(results: list[dict], path: Path) -> str:
-    """Draw each set's accuracies as dots with 95 % intervals, sorted by what fine-tuning gains."""
-    points = pd.DataFrame(results)
-    largest = points.groupby("data")["rows"].transform("max")
-    points = points[(points["rows"] == largest) & (points["draw"] == 0)
-                    & points["system"].isin(SYSTEMS_USUAL)]
-    wide = points.pivot_table("accuracy", "data", "system").dropna()
-    gain = wide["fine_tuned"] - wide[["tfidf", "embeddings"]].max(axis=1)
-    axes, write = draw((7, 1 + 0.5 * len(wide)), path)
-    for shift, system in zip((-0.15, 0, 0.15), SYSTEMS_USUAL):
-        rows = points[points["system"] == system].set_index("data").loc[gain.sort_values().index]
-        errors = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
-        axes.errorbar(rows["accuracy"], np.arange(len(rows)) + shift, xerr=errors, fmt="o",
-                      label=SYSTEM_NAMES[system])
-    axes.set_yticks(range(len(wide)), [f"{name}\n({SETS[name][1]})"
-                                       for name in gain.sort_values().index])
-    axes.legend()
-    return write(xlabel="test accuracy")
 
 
 def main(argv: list[str] | None = None) -> None:
