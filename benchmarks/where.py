@@ -88,19 +88,28 @@ def is_known(cell: dict, results: list[dict]) -> bool:
     return any(cell.items() <= result.items() for result in results)
 
 
+def in_words(values: pd.Series) -> str:
+    """The mean in per cent, and of how many draws it is if some are open; "open" if all are."""
+    known = values.dropna()
+    if known.empty:
+        return "open"
+    of = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
+    return f"{100 * known.mean():.1f}{of}"
+
+
 def means(results: list[dict], figure: str = "accuracy") -> pd.DataFrame:
     """A figure's mean over draws, a row for each set and size, a column for each system.
 
-    A cell that is planned and not measured yet is "open".
+    A draw that is planned and not measured yet is open.
     """
     cells = [next((result for result in results if cell.items() <= result.items()), cell)
              for cell in find_cells(SETS)]
     cells += [result for result in results if result not in cells and result["rank"] == 16
               and result["system"] in SYSTEMS_USUAL]
-    table = pd.DataFrame(cells)
-    table = table.pivot_table(figure, ["data", "rows"], "system", sort=False, dropna=False,
-                              aggfunc=lambda values: values.mean(skipna=False))
-    return (100 * table).round(1).astype(object).where(table.notna(), "open")
+    table = pd.DataFrame(cells).reindex(columns=["data", "rows", "system", figure])
+    groups = table.groupby(["data", "rows", "system"], sort=False)[figure]
+    order = pd.MultiIndex.from_frame(table[["data", "rows"]].drop_duplicates())
+    return groups.apply(in_words).unstack("system").loc[order, [*SYSTEMS_USUAL, "head"]].fillna("")
 
 
 def draw_curves(results: list[dict], path: Path) -> str:

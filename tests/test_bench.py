@@ -113,8 +113,8 @@ def test_where_it_wins_is_measured_cell_by_cell_and_once(tmp_path, monkeypatch, 
     assert all(0 <= found["f1"] <= 1 and found["n"] == 8 and found["log_loss"] > 0
                for found in results)
     table = where.means(results)
-    assert table.loc[("health-questions", 16), "tfidf"] == pytest.approx(
-        50 * (results[0]["accuracy"] + results[2]["accuracy"]), abs=0.1)
+    mean = 50 * (results[0]["accuracy"] + results[2]["accuracy"])
+    assert table.loc[("health-questions", 16), "tfidf"] == f"{mean:.1f}"
     assert table.loc[("health-questions", 80), "fine_tuned"] == "open"
     assert set(table.loc[("trec6", 1000), ["tfidf", "embeddings", "fine_tuned"]]) == {"open"}
     capsys.readouterr()
