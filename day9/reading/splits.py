@@ -160,10 +160,10 @@ def find_tables(data: str, wanted: list[str], config: str | None,
     """The tables of a file, a folder or a dataset on the hub, by split. Raises InputError."""
     path = Path(data)
     try:
-        if path.is_file():
-            return tables_by_column(open_table(path, wanted), wanted)
-        if path.is_dir():
-            return folder_tables(path, wanted)
+        if path.exists():
+            found = folder_tables(path, wanted) if path.is_dir() else {
+                "train": open_table(path, wanted)}
+            return tables_by_column(found.pop("train"), wanted) | found  # a split's file is first
     except OSError as error:
         raise InputError(f"{shortened(data)}: {error.strerror}: check --data") from error
     if path.suffix.lower() in READERS:
