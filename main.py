@@ -58,7 +58,7 @@ def run(asked: Settings) -> None:
             print(f"most memory allocated: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
         if PartialState().is_main_process:  # of several, which shared the Llama's work
             save_classifier(folder, tuned, settings)
-            results = judge_baselines(splits, embed) | results  # now that no other process waits for it
+            results = judge_baselines(splits, embed) | results  # no other process waits for it
             metrics = compute_report(test["label"][:], tuned, scores, results, log)
             print_report(metrics, test, tuned.labels, results["fine_tuned"][0])
             write_report(folder, test, tuned.labels, scores, results["fine_tuned"][0], log)

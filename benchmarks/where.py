@@ -29,7 +29,8 @@ SETS = {  # where each comes from: address and commit; what decides; rows to tra
         "https://github.com/kearnsw/question-type-classification at 50b7985",
         "what is asked for", (80, 320, 1000), 3),
     "patient-messages": ("written for this document", "topic", (32, 320, 880), 3),
-    "trec6": ("https://github.com/trangnt08/q_class_en at 3ffc1b2", "what is asked for", (1000,), 1),
+    "trec6": ("https://github.com/trangnt08/q_class_en at 3ffc1b2", "what is asked for",
+              (1000,), 1),
     "scicite": ("https://github.com/allenai/scibert at 06793f7", "what a citation is for",
                 (1000,), 1),
     "snips": ("https://github.com/sonos/nlu-benchmark at b86ac7f", "topic", (1000,), 1),
@@ -113,7 +114,7 @@ def means(results: list[dict], figure: str = "accuracy") -> pd.DataFrame:
 
 
 def draw_curves(results: list[dict], path: Path) -> str:
-    """Draw accuracy against training rows on both tasks: the mean of the draws, and their spread."""
+    """Draw accuracy against training rows on both tasks: mean and spread of the draws."""
     figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
     points = pd.DataFrame(results)
     points = points[(points["rank"] == 16) & (points["system"] != "random")]
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fine-tuning beside its rivals, on any data.")
     parser.add_argument("--model", default=str(SMALL_LLAMA), help="folder or hub id")
     parser.add_argument("--data", type=Path, help="a folder; default: all that is planned")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000], help="of --data, to train on")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000], help="to train on")
     parser.add_argument("--draws", type=int, default=1, help="of --data's rows")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS_USUAL)
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")

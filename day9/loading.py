@@ -27,10 +27,11 @@ from day9.model import load_model, score_alone
 from day9.prompts import (Prompt, context_length, control_ids, default_instruction, load_tokenizer,
                           make_prompt)
 from day9.runs import check_same, find_again, read_classifier, read_json, read_settings
-from day9.settings import SMALL_EMBEDDER, SMALL_LLAMA, Settings
+from day9.settings import EMBEDDER, SMALL_EMBEDDER, SMALL_LLAMA, Settings
 from day9.training import default_epochs, default_learning_rate
 
 MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
+EMBEDDER_FILES = [*MODEL_FILES, "*/model*.safetensors"]  # of parts in folders of their own
 BASE_FILES = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -73,13 +74,15 @@ def find_model(name: str, revision: str | None = None, option_name: str = "model
     if not folder.exists():
         try:
             silent = is_silent(name, "model", revision)  # the download would wait for ever
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES,
+            files = EMBEDDER_FILES if option_name == "embedder" else MODEL_FILES
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files,
                                             local_files_only=silent))
         except Exception as error:  # the hub's exceptions have no common class
             raise cannot_load(error, name, option_name) from error
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} is a run, an adapter beside its model: merge the two with "
-                         f"main.py merge --run {folder} --output NEW, then give --model NEW")
+                         f"main.py merge --run {folder} --output NEW, then give --{option_name} "
+                         "NEW")
     return folder
 
 
@@ -159,11 +162,11 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
     None, None and the name none where it is not wanted, or where the default cannot be loaded, of
     which a warning is printed. Raises InputError where another cannot be loaded.
     """
-    name = settings.embedder or "sentence-transformers/all-MiniLM-L6-v2"
+    name = settings.embedder or (str(SMALL_EMBEDDER) if SMALL_EMBEDDER.exists() else EMBEDDER)
     if name == "none":
         return None, None, settings
-    if Path(name).exists() or not settings.embedder and SMALL_EMBEDDER.exists():
-        name = os.path.abspath(name if settings.embedder else SMALL_EMBEDDER)
+    if Path(name).exists():
+        name = os.path.abspath(name)
     try:
         folder = find_model(name, option_name="embedder")
         with reading_files(folder, "embedder", name):
@@ -171,7 +174,9 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
 
             model = SentenceTransformer(
                 str(folder), device="cuda" if torch.cuda.is_available() else "cpu")
-            digest = sha256([*digests(folder.rglob("*.safetensors")).values()])
+            digest = sha256([[*digests([path]).values()] for path in sorted(folder.rglob("*"))
+                             if path.suffix in (".json", ".safetensors", ".bin")
+                             and path.name != "made.json"])
     except InputError as error:
         if settings.embedder:
             raise

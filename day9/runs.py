@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from accelerate import PartialState
@@ -202,11 +202,13 @@ def keep_start(folder: Path, settings: Settings, base, embedder: str | None,
     started = {"base": base.digest, "prompt": base.prompt.digest, "embedder": embedder, **counts}
     options = {"base": "model", "prompt": "model", "embedder": "embedder"}
     digest = lambda part: part["sha256"] if isinstance(part, dict) else part
-    if has_begun(folder):
-        for part, kept in read_json(folder / "audit.json").items():
-            option_name = options.get(part, "data")
-            check_same(digest(started.get(part)), digest(kept), getattr(settings, option_name),
-                       f"--{option_name}")
+    kept = read_json(folder / "audit.json") if has_begun(folder) else {}
+    if settings.embedder == "none":  # a run can be finished without: its verdict says so
+        kept.pop("embedder", None)
+    for part, before in kept.items():
+        option_name = options.get(part, "data")
+        check_same(digest(started.get(part)), digest(before), getattr(settings, option_name),
+                   f"--{option_name}")
     if PartialState().is_main_process:
         write_json(folder / "settings.json", asdict(settings))
         write_json(folder / "audit.json", started)
@@ -237,7 +239,10 @@ def save_classifier(folder: Path, classifier, settings: Settings) -> None:
         "base": classifier.digest, "prompt": classifier.prompt.digest})
     packages = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate",
                 "scikit-learn", "sentence-transformers"]
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+    versions = {"python": sys.version.split()[0]}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # as of the embedder, which may be left out
+            versions[name] = version(name)
     write_json(folder / "versions.json", versions)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent  # the checkout
 SMALL_LLAMA = HERE / "data" / "smollm2"
 SMALL_EMBEDDER = HERE / "data" / "minilm"
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"  # the same on the hub
 PASS_TOKENS = {"cpu": 1024, "cuda": 4096}  # most in one pass; measured on a CPU, a GPU's is a guess
 PATH = {"metavar": "PATH"}  # marks an option that takes one, in --help and for check_values
 
