@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import (DAMAGES, ROOT, ROWS, answer, nonsense, other_weights, plain_model,
-                      point, refuse, set_settings, uses)
+                      point, refuse, resumes, set_settings, uses)
 from transformers import AutoModelForCausalLM
 
 import main
@@ -331,3 +331,4 @@ def test_an_embedder_is_the_one_that_a_run_began_with(place, capsys):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"embedder": "another digest"}))
     error = refuse(capsys, "--resume", place / "run")
     assert "minilm is not what it was when the run began" in error and "--embedder" in error
+    assert resumes("--resume", place / "run", "--embedder", "none")  # the verdict will say so
