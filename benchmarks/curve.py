@@ -107,7 +107,7 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> N
         probabilities, seconds = timed(SYSTEMS[point["system"]], name, chosen, seed, point["rank"])
         right = is_right(splits["test"]["label"][:], probabilities,
                          sorted(set(splits["train"]["label"][:])))
-        kept.append(point | {"accuracy": right.mean(), "seconds": seconds})
+        kept.append(point | {"accuracy": float(right.mean()), "seconds": seconds})
         write_json(path, kept)
         print(kept[-1], flush=True)
 
@@ -115,7 +115,7 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> N
 def choose_points(sizes: list[int], seeds: int) -> list[dict]:
     """The learning curve, seed by seed, then ranks and the control on the first size."""
     curve = [{"system": system, "rows": rows, "seed": seed, "rank": 16} for seed in range(seeds)
-             for rows in sizes for system in ("tfidf", "fine_tuned", "head")]
+             for rows in sizes for system in ("tfidf", "embeddings", "fine_tuned", "head")]
     few = {"system": "fine_tuned", "rows": sizes[0], "seed": 0}
     return curve + [few | {"rank": 1}, few | {"rank": 64}, few | {"system": "random", "rank": 16}]
 
@@ -132,7 +132,8 @@ def draw_curve(points: pd.DataFrame, path: Path) -> str:
     """Draw accuracy against training rows, a line per system, the mean over seeds."""
     axes, write = draw((6, 4), path)
     means = points.groupby(["system", "rows"])["accuracy"].mean()
-    plot_accuracies(axes, {system: means[system] for system in ("fine_tuned", "head", "tfidf")})
+    plot_accuracies(axes, {system: means[system] for system in (
+        "fine_tuned", "head", "embeddings", "tfidf")})
     sizes = sorted(points["rows"].unique())
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()

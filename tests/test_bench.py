@@ -89,8 +89,8 @@ def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monke
     runpy.run_module("benchmarks.curve", run_name="__main__")
     points = json.loads(output.read_text())
     assert [(point["system"], point["rank"]) for point in points] == [
-        ("tfidf", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1), ("fine_tuned", 64),
-        ("random", 16)]
+        ("tfidf", 16), ("embeddings", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1),
+        ("fine_tuned", 64), ("random", 16)]
     assert all(point["rows"] == 16 and 0 <= point["accuracy"] <= 1 for point in points)
     assert capsys.readouterr().out.count("accuracy") >= 6
     runpy.run_module("benchmarks.curve", run_name="__main__")
