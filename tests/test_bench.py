@@ -64,8 +64,9 @@ def test_tables_are_short_and_ours_is_the_measure(results):
 
 
 def test_what_is_known_is_not_measured_again(options, results, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "in_own_process", lambda function, *given, **case: function is bench.tune
-                        or pytest.fail(f"measured again: {case}"))
+    tune_alone = lambda function, *given, **case: (
+        function is bench.tune or pytest.fail(f"measured again: {case}"))
+    monkeypatch.setattr(bench, "in_own_process", tune_alone)
     picture = bench.Path(options[-1]).with_suffix(".png")
     picture.unlink()
     bench.bench(options)
