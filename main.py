@@ -25,7 +25,7 @@ from day9.classifier import Classifier
 from day9.commands import merge, predict
 from day9.errors import exit_code
 from day9.files import write_json
-from day9.loading import load_base
+from day9.loading import load_base, load_embedder
 from day9.memory import choose_checkpointing
 from day9.model import add_adapter
 from day9.reading.splits import load_splits
@@ -38,11 +38,13 @@ def run(asked: Settings) -> None:
     with run_folder(asked) as (settings, folder):
         splits = load_splits(settings.data, settings.text_column, settings.label_column,
                              settings.data_config, settings.data_revision, settings.seed)
+        embed, embedder, settings = load_embedder(settings)
+        print(f"embedder: {settings.embedder}")
         base, settings = load_base(settings, splits["train"])
         counts = {name: audit_split(split, base.tokenizer, base.prompt)
                   for name, split in splits.items()}
         print_audit(counts)
-        keep_start(folder, settings, base, counts)
+        keep_start(folder, settings, base, embedder, counts)
 
         print("scoring before training", flush=True)
         results = judge_base_model(splits, base, settings.instruction)
@@ -56,7 +58,7 @@ def run(asked: Settings) -> None:
             print(f"most memory allocated: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
         if PartialState().is_main_process:  # of several, which shared the Llama's work
             save_classifier(folder, tuned, settings)
-            results = judge_baselines(splits) | results  # now that no other process waits for it
+            results = judge_baselines(splits, embed) | results  # no other process waits for it
             metrics = compute_report(test["label"][:], tuned, scores, results, log)
             print_report(metrics, test, tuned.labels, results["fine_tuned"][0])
             write_report(folder, test, tuned.labels, scores, results["fine_tuned"][0], log)

@@ -35,6 +35,7 @@ from day9.classifier import Classifier
 from day9.errors import quieten_libraries
 from day9.files import write_json
 from day9.loading import choose_precision, load_classifier
+from day9.metrics import likeliest
 from day9.model import load_model
 from day9.plain import as_conversation, ask, plain_trainer
 from day9.prompts import default_instruction, load_tokenizer, name_labels
@@ -156,6 +157,8 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
             accuracy = metrics["systems"]["fine_tuned"]["accuracy"]
         else:
             predicted, seconds = timed(OTHERS[method], args.model, splits, run, 16)
+            if method != "plain":  # which answers in words
+                predicted = likeliest(predicted, sorted(set(splits["train"]["label"][:])))
             accuracy = accuracy_score(splits["test"]["label"][:], predicted)
     return {"job_seconds": seconds, "training_seconds": spent[0] if spent else seconds,  # TF-IDF
             "trained": len(splits["train"]), "accuracy": accuracy}

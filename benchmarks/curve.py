@@ -5,19 +5,20 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
 from datasets import DatasetDict
 from peft import get_peft_model
-from sklearn.metrics import accuracy_score
+from scipy.special import softmax
 
 import main
-from day9.baselines import fit_tfidf, timed
+from day9.baselines import fit_embeddings, fit_tfidf, timed
 from day9.errors import quieten_libraries
 from day9.files import write_json
-from day9.loading import choose_precision, load_base
-from day9.metrics import likeliest
+from day9.loading import choose_precision, load_base, load_embedder
+from day9.metrics import is_right
 from day9.model import four_bits, keep_trainable, lora_config
 from day9.prompts import load_tokenizer
 from day9.reading.splits import load_splits, split_off
@@ -30,15 +31,15 @@ HEAD_LEARNING_RATE = 1e-3  # the best on validation of 2e-4, 5e-4 and 1e-3, 32 m
 VALIDATION_ROWS = 40  # to choose an epoch by; with few examples there would not be more
 
 
-def train_fine_tuned(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
-    """The predictions of a Llama that was trained to write the label, as main.py does it."""
+def train_fine_tuned(name: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Test probabilities of a Llama that was trained to write the label, as main.py does it."""
     base, settings = load_base(Settings(model=name, seed=seed, rank=rank), splits["train"])
     with tempfile.TemporaryDirectory() as folder:
         tuned, _ = main.fine_tune(base, splits, settings, Path(folder))
-    return tuned.predict(splits["test"]["text"][:])
+    return tuned.predict_proba(splits["test"]["text"][:])
 
 
-def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
     """The same with a classification head; the epoch with the least validation loss counts."""
     labels, tokenizer = sorted(splits["train"].unique("label")), load_tokenizer(name)
     numbered = splits.map(lambda row: tokenizer(row["text"], truncation=True, max_length=512) | {
@@ -62,17 +63,23 @@ def train_head(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str
                 use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True))
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        logits = trainer.predict(numbered["test"]).predictions
-    return likeliest(logits, labels)
+        return softmax(trainer.predict(numbered["test"]).predictions, axis=1)
 
 
-def train_tfidf(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
-    """The predictions of the baseline."""
+def train_tfidf(name: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Test probabilities of the simple baseline."""
     baseline = fit_tfidf(splits["train"], splits["validation"])
-    return list(baseline.predict(splits["test"]["text"][:]))
+    return baseline.predict_proba(splits["test"]["text"][:])
 
 
-def train_control(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+def train_embeddings(name: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
+    """Test probabilities of the default sentence embeddings with logistic regression."""
+    embed, _, _ = load_embedder(Settings())
+    baseline = fit_embeddings(splits["train"], splits["validation"], embed)
+    return baseline.predict_proba(splits["test"]["text"][:])
+
+
+def train_control(name: str, splits: DatasetDict, seed: int, rank: int) -> np.ndarray:
     """As train_fine_tuned, but from random weights in place of the pretrained ones."""
     with tempfile.TemporaryDirectory() as folder:
         transformers.set_seed(seed)
@@ -83,7 +90,7 @@ def train_control(name: str, splits: DatasetDict, seed: int, rank: int) -> list[
 
 
 SYSTEMS = {"fine_tuned": train_fine_tuned, "head": train_head, "tfidf": train_tfidf,
-           "random": train_control}
+           "embeddings": train_embeddings, "random": train_control}
 
 
 def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> None:
@@ -97,9 +104,10 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> N
             _, chosen["train"] = split_off(splits["train"], rows, seed)
         if point["system"] != "tfidf":
             _, chosen["validation"] = split_off(splits["validation"], VALIDATION_ROWS, 0)
-        predicted, seconds = timed(SYSTEMS[point["system"]], name, chosen, seed, point["rank"])
-        accuracy = accuracy_score(splits["test"]["label"][:], predicted)
-        kept.append(point | {"accuracy": accuracy, "seconds": seconds})
+        probabilities, seconds = timed(SYSTEMS[point["system"]], name, chosen, seed, point["rank"])
+        right = is_right(splits["test"]["label"][:], probabilities,
+                         sorted(set(splits["train"]["label"][:])))
+        kept.append(point | {"accuracy": float(right.mean()), "seconds": seconds})
         write_json(path, kept)
         print(kept[-1], flush=True)
 
@@ -107,7 +115,7 @@ def measure(path: Path, name: str, splits: DatasetDict, points: list[dict]) -> N
 def choose_points(sizes: list[int], seeds: int) -> list[dict]:
     """The learning curve, seed by seed, then ranks and the control on the first size."""
     curve = [{"system": system, "rows": rows, "seed": seed, "rank": 16} for seed in range(seeds)
-             for rows in sizes for system in ("tfidf", "fine_tuned", "head")]
+             for rows in sizes for system in ("tfidf", "embeddings", "fine_tuned", "head")]
     few = {"system": "fine_tuned", "rows": sizes[0], "seed": 0}
     return curve + [few | {"rank": 1}, few | {"rank": 64}, few | {"system": "random", "rank": 16}]
 
@@ -124,7 +132,8 @@ def draw_curve(points: pd.DataFrame, path: Path) -> str:
     """Draw accuracy against training rows, a line per system, the mean over seeds."""
     axes, write = draw((6, 4), path)
     means = points.groupby(["system", "rows"])["accuracy"].mean()
-    plot_accuracies(axes, {system: means[system] for system in ("fine_tuned", "head", "tfidf")})
+    plot_accuracies(axes, {system: means[system] for system in (
+        "fine_tuned", "head", "embeddings", "tfidf")})
     sizes = sorted(points["rows"].unique())
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()

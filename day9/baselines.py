@@ -1,7 +1,7 @@
 """What fine-tuning is compared with: none, or simple training. Written by hand, not tangled."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +11,36 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from day9.prompts import context_length, make_prompt
 
+Embed = Callable[[list[str]], np.ndarray]  # vectors (texts, width) of length 1
 
-def fit_tfidf(train: Dataset, validation: Dataset):
-    """TF-IDF of words and word pairs, logistic regression; C has the least validation log-loss."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]",
-                            max_features=100_000)
-    features, truth = words.fit_transform(train["text"][:]), train["label"][:]
-    unseen, answers = words.transform(validation["text"][:]), validation["label"][:]
-    fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, truth)
+
+def fit_regression(features, train: Dataset, validation: Dataset):
+    """Logistic regression on the features of the texts, which are fitted here too.
+
+    Of the strengths C = 1, 10, 100 and 1,000, that with the least validation log-loss.
+    """
+    learnt, truth = features.fit_transform(train["text"][:]), train["label"][:]
+    unseen, answers = features.transform(validation["text"][:]), validation["label"][:]
+    fitted = [LogisticRegression(C=c, max_iter=2000).fit(learnt, truth)
               for c in (1, 10, 100, 1000)]
     loss = lambda model: log_loss(answers, model.predict_proba(unseen), labels=model.classes_)
-    return make_pipeline(words, min(fitted, key=loss))
+    return make_pipeline(features, min(fitted, key=loss))
+
+
+def fit_tfidf(train: Dataset, validation: Dataset):
+    """TF-IDF of words and word pairs, with logistic regression."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]",
+                            max_features=100_000)
+    return fit_regression(words, train, validation)
+
+
+def fit_embeddings(train: Dataset, validation: Dataset, embed: Embed):
+    """Sentence embeddings, with logistic regression (Reimers and Gurevych, 2019)."""
+    return fit_regression(FunctionTransformer(embed), train, validation)
 
 
 Results = dict[str, tuple[np.ndarray, float]]  # of each system: probabilities, and seconds
@@ -36,14 +52,19 @@ def timed(work, *given, **named):
     return work(*given, **named), time.perf_counter() - start
 
 
-def judge_baselines(splits: DatasetDict) -> Results:
-    """Probabilities of the test rows by `majority`, which always says the commonest class, and by
-    `tfidf`, and the seconds to fit and predict.
+def judge_baselines(splits: DatasetDict, embed: Embed | None = None) -> Results:
+    """Probabilities of the test rows by `majority`, which always says the commonest class, by
+    `tfidf`, and by `embeddings` if there is a function that makes them; and the seconds to fit and
+    predict.
     """
     train, validation, test = splits["train"], splits["validation"], splits["test"]["text"][:]
     majority = lambda: DummyClassifier(strategy="prior").fit(train["text"][:], train["label"][:])
-    return {"majority": timed(lambda: majority().predict_proba(test)),
-            "tfidf": timed(lambda: fit_tfidf(train, validation).predict_proba(test))}
+    results = {"majority": timed(lambda: majority().predict_proba(test)),
+               "tfidf": timed(lambda: fit_tfidf(train, validation).predict_proba(test))}
+    if embed:
+        results["embeddings"] = timed(
+            lambda: fit_embeddings(train, validation, embed).predict_proba(test))
+    return results
 
 
 def draw_examples(train: Dataset, labels: list[str], seed: int) -> Iterator[tuple[str, str]]:

@@ -112,6 +112,8 @@ def claimed(output: str) -> Iterator[Draft]:
     the name, or that of the draft, is not free.
     """
     draft = Draft(Path(output))
+    if not draft.result.name:  # as of the folder .
+        raise InputError(f"{output} exists already: name a new --output")
     if not PartialState().is_main_process:  # the first of several claims it for all
         yield draft
         return

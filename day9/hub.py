@@ -73,7 +73,7 @@ def cache_at_fault(chain: list[BaseException]) -> str | None:
 def cannot_load(error: Exception, name: str, option_name: str) -> InputError:
     """What to say when a folder or something on the hub cannot be loaded.
 
-    `option_name` is "model", "run" or "data".
+    `option_name` is "model", "run", "data" or "embedder".
     """
     chain = causes(error)
     kinds = [kind.__name__ for cause in chain for kind in type(cause).__mro__]

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
+from day9.baselines import Embed
 from day9.classifier import Classifier, default_pass_tokens, score_labels
 from day9.errors import InputError, is_out_of_memory, one_line
 from day9.files import digests, sha256
@@ -25,10 +27,11 @@ from day9.model import load_model, score_alone
 from day9.prompts import (Prompt, context_length, control_ids, default_instruction, load_tokenizer,
                           make_prompt)
 from day9.runs import check_same, find_again, read_classifier, read_json, read_settings
-from day9.settings import SMALL_LLAMA, Settings
+from day9.settings import EMBEDDER, SMALL_EMBEDDER, SMALL_LLAMA, Settings
 from day9.training import default_epochs, default_learning_rate
 
 MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
+EMBEDDER_FILES = [*MODEL_FILES, "*/model*.safetensors"]  # of parts in folders of their own
 BASE_FILES = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -58,25 +61,28 @@ def choose_precision() -> tuple[torch.dtype, str]:
 # Files
 
 
-def find_model(name: str, revision: str | None) -> Path:
+def find_model(name: str, revision: str | None = None, option_name: str = "model") -> Path:
     """The folder of a model: the one of that name, or one that the hub's files are kept in.
 
-    Raises InputError where neither can be had, or a file is missing.
+    Raises InputError where neither can be had, or it holds a run.
     """
     folder = Path(name)
     if folder.is_file():
-        raise InputError(f"{folder} is a file: give for --model the folder with its config.json "
-                         "and tokenizer, or convert a .gguf to such a folder with .safetensors")
+        raise InputError(f"{folder} is a file: give for --{option_name} the folder with its "
+                         "config.json and tokenizer, or convert a .gguf to such a folder with "
+                         ".safetensors")
     if not folder.exists():
         try:
             silent = is_silent(name, "model", revision)  # the download would wait for ever
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES,
+            files = EMBEDDER_FILES if option_name == "embedder" else MODEL_FILES
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files,
                                             local_files_only=silent))
         except Exception as error:  # the hub's exceptions have no common class
-            raise cannot_load(error, name, "model") from error
+            raise cannot_load(error, name, option_name) from error
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} is a run, an adapter beside its model: merge the two with "
-                         f"main.py merge --run {folder} --output NEW, then give --model NEW")
+                         f"main.py merge --run {folder} --output NEW, then give --{option_name} "
+                         "NEW")
     return folder
 
 
@@ -148,6 +154,36 @@ def load_files(settings: Settings, kept: str | None = None):
     digest = kept if known else identify(folder)
     check_same(digest, kept, name, "--model")
     return model, tokenizer, replace(settings, revision=commit or settings.revision), digest
+
+
+def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Settings]:
+    """The function that embeds texts, a digest of its weights, and the settings with its name.
+
+    None, None and the name none where it is not wanted, or where the default cannot be loaded, of
+    which a warning is printed. Raises InputError where another cannot be loaded.
+    """
+    name = settings.embedder or (str(SMALL_EMBEDDER) if SMALL_EMBEDDER.exists() else EMBEDDER)
+    if name == "none":
+        return None, None, settings
+    if Path(name).exists():
+        name = os.path.abspath(name)
+    try:
+        folder = find_model(name, option_name="embedder")
+        with reading_files(folder, "embedder", name):
+            from sentence_transformers import SentenceTransformer  # slow, and only needed here
+
+            model = SentenceTransformer(
+                str(folder), device="cuda" if torch.cuda.is_available() else "cpu")
+            digest = sha256([[*digests([path]).values()] for path in sorted(folder.rglob("*"))
+                             if path.suffix in (".json", ".safetensors", ".bin")
+                             and path.name != "made.json"])
+    except InputError as error:
+        if settings.embedder:
+            raise
+        print(f"warning: the rival `embeddings` is left out: {error}")
+        return None, None, replace(settings, embedder="none")
+    embed = partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
+    return embed, digest, replace(settings, embedder=name)
 
 
 # Checks

@@ -25,36 +25,54 @@ from day9.files import whole
 from day9.metrics import calibration_bins, compare, compute_metrics, is_right, likeliest
 
 
-SYSTEM_NAMES = {"fine_tuned": "fine-tuned", "plain": "plain trainer", "tfidf": "TF-IDF"}
+SYSTEM_NAMES = {"fine_tuned": "fine-tuned", "plain": "plain trainer", "tfidf": "TF-IDF",
+                "embeddings": "sentence embeddings", "zero_shot": "the base model"}
+RIVALS = ("tfidf", "embeddings")  # what people would use instead
 
 
 def scoreboard(systems: dict[str, dict[str, float]]) -> str:
     """The metrics as text, one line per system."""
     names = ["precision", "recall", "f1", "log_loss", "ece"]
-    lines = [f"{'':11}accuracy (95 % interval)" + "".join(f"{name:>10}" for name in names)
+    width = max(11, *(len(system) + 1 for system in systems))
+    lines = [f"{'':{width}}accuracy (95 % interval)" + "".join(f"{name:>10}" for name in names)
              + f"{'n':>6}{'seconds':>10}"]
     for system, row in systems.items():
         low, high = row["accuracy_low"], row["accuracy_high"]
-        lines.append(f"{system:11}{row['accuracy']:>8.3f} ({low:.3f} - {high:.3f})"
+        lines.append(f"{system:{width}}{row['accuracy']:>8.3f} ({low:.3f} - {high:.3f})"
                      + "".join(f"{row[name]:>10.3f}" for name in names)
                      + f"{row['n']:>6}{row['seconds']:>8.0f} s")
     return "\n".join(lines)
 
 
+def choose_instead(systems: dict[str, dict[str, float]],
+                   comparisons: dict[str, dict[str, float]]) -> str | None:
+    """The best of the rivals and the base model that fine-tuning does not beat; None if it does.
+
+    From p = 0.05 on two systems count as level.
+    """
+    unbeaten = [other for other in (*RIVALS, "zero_shot") if other in systems and not (
+        comparisons[f"fine_tuned_vs_{other}"]["p_value"] < 0.05
+        and systems["fine_tuned"]["accuracy"] > systems[other]["accuracy"])]
+    return max(unbeaten, key=lambda other: systems[other]["accuracy"], default=None)
+
+
 def verdict(systems: dict[str, dict[str, float]], comparisons: dict[str, dict[str, float]]) -> str:
-    """What fine-tuning was worth, in a sentence; from p = 0.05 on two systems count as level."""
-    clauses, unbeaten = [], []
-    for other, name in (("zero_shot", "the base model"), ("tfidf", "TF-IDF")):
+    """What fine-tuning was worth beside the base model and the best rival, in a sentence."""
+    instead = choose_instead(systems, comparisons)
+    rivals = [rival for rival in RIVALS if rival in systems]
+    rival = instead if instead in rivals else max(
+        rivals, key=lambda name: systems[name]["accuracy"])
+    clauses = []
+    for other in ("zero_shot", rival):
         points = 100 * (systems["fine_tuned"]["accuracy"] - systems[other]["accuracy"])
         p_value = comparisons[f"fine_tuned_vs_{other}"]["p_value"]
-        wins = p_value < 0.05 and points > 0
-        if not wins:
-            unbeaten.append(name)
-        verb = ("beats" if wins else "loses to") if p_value < 0.05 else "cannot be told apart from"
+        verb = ("cannot be told apart from" if p_value >= 0.05
+                else "beats" if points > 0 else "loses to")
         chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-        clauses.append(f"{verb} {name} ({points:+.1f} points, {chance})")
-    advice = f"use {unbeaten[-1]}" if unbeaten else "fine-tuning was worth it"
-    return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here."
+        clauses.append(f"{verb} {SYSTEM_NAMES[other]} ({points:+.1f} points, {chance})")
+    advice = f"use {SYSTEM_NAMES[instead]}" if instead else "fine-tuning was worth it"
+    missing = "" if "embeddings" in systems else " Sentence embeddings were left out."
+    return f"Fine-tuning {clauses[0]} and {clauses[1]}: {advice} here.{missing}"
 
 
 def coverage(truth: list[str], probabilities: np.ndarray,
@@ -173,7 +191,8 @@ def compute_report(truth: list[str], tuned: Classifier, scores: np.ndarray, resu
     systems = {name: compute_metrics(truth, answered, labels, seconds)
                for name, (answered, seconds) in results.items()}
     comparisons = {f"fine_tuned_vs_{other}": compare(truth, probabilities, results[other][0],
-                                                     labels) for other in ("tfidf", "zero_shot")}
+                                                     labels)
+                   for other in (*RIVALS, "zero_shot") if other in results}
     raw = compute_metrics(truth, softmax(scores, axis=1), labels, 0)
     return {"systems": systems, "comparisons": comparisons,
             "verdict": verdict(systems, comparisons),

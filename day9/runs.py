@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from accelerate import PartialState
@@ -141,7 +141,8 @@ def run_folder(settings: Settings) -> Iterator[tuple[Settings, Path]]:
 def resumed_settings(folder: Path, settings: Settings) -> Settings:
     """The settings of a run that is resumed. Raises InputError if it is finished, or is no run."""
     kept = find_again(read_settings(folder, "--resume"), settings.model,
-                      settings.data if settings.data != Settings.data else None)
+                      settings.data if settings.data != Settings.data else None,
+                      settings.embedder)
     if (folder / "metrics.json").exists():
         raise InputError(f"{folder} holds a finished run: there is nothing to resume")
     return kept
@@ -166,19 +167,23 @@ def read_settings(folder: Path, option_name: str) -> Settings:
         raise InputError(f"{path} is damaged: restore it") from error
 
 
-def find_again(settings: Settings, model: str | None = None, data: str | None = None) -> Settings:
-    """A run's settings with the places where its base model and its data are now.
+def find_again(settings: Settings, model: str | None = None, data: str | None = None,
+               embedder: str | None = None) -> Settings:
+    """A run's settings with the places where its base model, data and embedder are now.
 
     That is where the caller says, or where they were, or in this checkout if they came with one.
     """
-    def now(path: str) -> str:
+    def now(path: str | None) -> str | None:
+        if path is None:
+            return None
         ours = HERE / "data" / Path(path).name
         moved = Path(path).is_absolute() and not Path(path).exists()
         return str(ours) if moved and Path(path).parent.name == "data" and ours.exists() else path
 
     model, data = model or now(settings.model), data or now(settings.data)
     revision = settings.revision if model == settings.model else None
-    return replace(settings, model=model, data=data, revision=revision)
+    return replace(settings, model=model, data=data, revision=revision,
+                   embedder=embedder or now(settings.embedder))
 
 
 def check_same(found, kept, name: str, option_name: str) -> None:
@@ -188,18 +193,22 @@ def check_same(found, kept, name: str, option_name: str) -> None:
                          f"{option_name} where it is now")
 
 
-def keep_start(folder: Path, settings: Settings, base, counts: dict[str, dict]) -> None:
-    """Keep the settings and what a run begins with: digests of its base classifier, and counts.
+def keep_start(folder: Path, settings: Settings, base, embedder: str | None,
+               counts: dict[str, dict]) -> None:
+    """Keep the settings and what a run begins with: digests of its base and embedder, and counts.
 
     Raises InputError if they are not what they were when a resumed run began.
     """
-    started = {"base": base.digest, "prompt": base.prompt.digest, **counts}
+    started = {"base": base.digest, "prompt": base.prompt.digest, "embedder": embedder, **counts}
+    options = {"base": "model", "prompt": "model", "embedder": "embedder"}
     digest = lambda part: part["sha256"] if isinstance(part, dict) else part
-    if has_begun(folder):
-        for part, kept in read_json(folder / "audit.json").items():
-            name, option_name = ((settings.model, "--model") if part in ("base", "prompt")
-                                 else (settings.data, "--data"))
-            check_same(digest(started.get(part)), digest(kept), name, option_name)
+    kept = read_json(folder / "audit.json") if has_begun(folder) else {}
+    if settings.embedder == "none":  # a run can be finished without: its verdict says so
+        kept.pop("embedder", None)
+    for part, before in kept.items():
+        option_name = options.get(part, "data")
+        check_same(digest(started.get(part)), digest(before), getattr(settings, option_name),
+                   f"--{option_name}")
     if PartialState().is_main_process:
         write_json(folder / "settings.json", asdict(settings))
         write_json(folder / "audit.json", started)
@@ -229,8 +238,11 @@ def save_classifier(folder: Path, classifier, settings: Settings) -> None:
         "labels": classifier.labels, "temperature": classifier.temperature,
         "base": classifier.digest, "prompt": classifier.prompt.digest})
     packages = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate",
-                "scikit-learn"]
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+                "scikit-learn", "sentence-transformers"]
+    versions = {"python": sys.version.split()[0]}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # as of the embedder, which may be left out
+            versions[name] = version(name)
     write_json(folder / "versions.json", versions)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent  # the checkout
 SMALL_LLAMA = HERE / "data" / "smollm2"
+SMALL_EMBEDDER = HERE / "data" / "minilm"
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"  # the same on the hub
 PASS_TOKENS = {"cpu": 1024, "cuda": 4096}  # most in one pass; measured on a CPU, a GPU's is a guess
 PATH = {"metavar": "PATH"}  # marks an option that takes one, in --help and for check_values
 
@@ -65,6 +67,9 @@ class Settings:
     data_revision: str | None = option(None, "Branch, tag or commit of a dataset on the hub.")
     text_column: str = option("text", "Column with the texts.")
     label_column: str = option("label", "Column with the labels.")
+    embedder: str | None = option(
+        None, "Model for the rival `embeddings`: a hub id or folder that sentence-transformers can "
+        "read, or none. Default: all-MiniLM-L6-v2, which knows English.", **PATH)
     instruction: str | None = option(
         None, "The words before each text; {labels} stands for the list of labels. Default: "
         "'Classify the text as one of: {labels}.', without the list where it is long.")
@@ -90,8 +95,9 @@ class Settings:
     checkpoint_steps: int = option(
         100, "Save what is needed to resume after an interruption, every so many steps.")
     resume: str | None = option(
-        None, "The folder of an interrupted run: continue it with its own settings. If its model "
-        "or data have moved, --model and --data say where they are now.", **PATH)
+        None, "The folder of an interrupted run: continue it with its own settings. If its "
+        "model, data or embedder have moved, --model, --data and --embedder say where they are.",
+        **PATH)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "pass_tokens", "max_length", "rank",
@@ -102,9 +108,10 @@ class Settings:
                 "--learning-rate must be a number above 0")
         require(0 <= self.seed < 2**32, "--seed must be between 0 and 4294967295")
         given = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        require(not self.resume or {f.name for f in given} <= {"resume", "model", "data"},
-                "--resume takes its settings from the run: beside it give only --model and --data, "
-                "where these have moved")
+        moved = {"model", "data", "embedder"}
+        require(not self.resume or {f.name for f in given} <= {"resume"} | moved,
+                "--resume takes its settings from the run: beside it give only --model, --data and "
+                "--embedder, where these have moved")
 
 
 @dataclass

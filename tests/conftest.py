@@ -142,7 +142,8 @@ def arguments(tmp_path_factory, random_llama):
             rows[4][0] += ',\rand "more"'
         write_rows(data / f"{split}.csv", ["text", "label"], rows)
     return ["--model", random_llama, "--data", str(data), "--epochs", "4", "--rank", "4",
-            "--checkpoint-steps", "2", "--learning-rate", "0.01", "--instruction", INSTRUCTION]
+            "--checkpoint-steps", "2", "--learning-rate", "0.01", "--instruction", INSTRUCTION,
+            "--embedder", "none"]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 from conftest import ASK, LABELS, TEXTS, as_split, one_by_one, plain_model
 from datasets import Dataset
 
-from day9.baselines import draw_examples, few_shot, judge_base_model
+from day9.baselines import draw_examples, few_shot, judge_base_model, judge_baselines
 from day9.classifier import Classifier
 
 
@@ -46,3 +46,18 @@ def test_each_third_of_the_rows_is_asked_with_other_examples(random_llama, token
     assert np.abs(draws[0] - draws[1]).max() > 1e-2
     for row in range(len(TEXTS)):
         assert np.abs(mixed[row] - draws[row % 3][row]).max() < 1e-4
+
+
+def test_embeddings_are_judged_where_there_is_an_embedder():
+    """One that sees the number of the label is always right, one that sees nothing never learns."""
+    seeing = lambda texts: np.eye(4)[[int(text.split()[1]) % 4 for text in texts]]
+    blind = lambda texts: np.ones((len(texts), 4)) / 2
+    splits = {"train": messages(40), "validation": messages(8), "test": messages(12)}
+    assert list(judge_baselines(splits)) == ["majority", "tfidf"]
+    right = []
+    for embed in (seeing, blind):
+        probabilities, seconds = judge_baselines(splits, embed)["embeddings"]
+        assert probabilities.shape == (12, 4) and seconds > 0
+        chosen = [sorted(LABELS)[i] for i in probabilities.argmax(1)]
+        right.append(np.mean(np.array(chosen) == splits["test"]["label"][:]))
+    assert right[0] == 1 > 0.5 > right[1]

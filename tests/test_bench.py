@@ -5,12 +5,13 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, write_rows
 
-from benchmarks import bench
+from benchmarks import bench, where
 from day9 import training
 
 
@@ -63,8 +64,9 @@ def test_tables_are_short_and_ours_is_the_measure(results):
 
 
 def test_what_is_known_is_not_measured_again(options, results, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "in_own_process", lambda function, *given, **case: function is bench.tune
-                        or pytest.fail(f"measured again: {case}"))
+    tune_alone = lambda function, *given, **case: (
+        function is bench.tune or pytest.fail(f"measured again: {case}"))
+    monkeypatch.setattr(bench, "in_own_process", tune_alone)
     picture = bench.Path(options[-1]).with_suffix(".png")
     picture.unlink()
     bench.bench(options)
@@ -88,10 +90,35 @@ def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monke
     runpy.run_module("benchmarks.curve", run_name="__main__")
     points = json.loads(output.read_text())
     assert [(point["system"], point["rank"]) for point in points] == [
-        ("tfidf", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1), ("fine_tuned", 64),
-        ("random", 16)]
+        ("tfidf", 16), ("embeddings", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1),
+        ("fine_tuned", 64), ("random", 16)]
     assert all(point["rows"] == 16 and 0 <= point["accuracy"] <= 1 for point in points)
     assert capsys.readouterr().out.count("accuracy") >= 6
     runpy.run_module("benchmarks.curve", run_name="__main__")
     assert "accuracy" not in capsys.readouterr().out
     assert json.loads(output.read_text()) == points
+
+
+def test_where_it_wins_is_measured_cell_by_cell_and_once(tmp_path, monkeypatch, capsys):
+    """What is planned and not measured is said to be open."""
+    data = write_splits(tmp_path / "health-questions", {"train": 10, "validation": 25, "test": 4},
+                        ["billing", "test results"])
+    output = tmp_path / "where.json"
+    monkeypatch.setattr(training, "MOST_EPOCHS", 1)
+    ask = ["--model", str(TINY), "--data", str(data), "--rows", "16", "--draws", "2", "--output",
+           str(output), "--systems", "tfidf", "fine_tuned"]
+    where.main(ask)
+    results = json.loads(output.read_text())
+    assert [(found["system"], found["draw"]) for found in results] == [
+        ("tfidf", 0), ("fine_tuned", 0), ("tfidf", 1), ("fine_tuned", 1)]
+    assert all(0 <= found["f1"] <= 1 and found["n"] == 8 and found["log_loss"] > 0
+               for found in results)
+    table = where.means(results)
+    mean = 50 * (results[0]["accuracy"] + results[2]["accuracy"])
+    assert table.loc[("health-questions", 16), "tfidf"] == f"{mean:.1f}"
+    assert table.loc[("health-questions", 80), "fine_tuned"] == "open"
+    assert set(table.loc[("trec6", 1000), ["tfidf", "embeddings", "fine_tuned"]]) == {"open"}
+    capsys.readouterr()
+    where.main(ask)
+    assert "accuracy" not in capsys.readouterr().out
+    assert Path(where.draw_curves(results, tmp_path / "curves.png")).stat().st_size

@@ -94,6 +94,8 @@ def test_predict_overwrites_neither_files_nor_columns(finished, tmp_path, capsys
     ask = ["predict", "--run", str(finished), "--output"]
     assert main.main([*ask, str(older), "--texts", "a text"]) == 1
     assert "exists already" in capsys.readouterr().err and older.read_text() == "kept"
+    for there in (".", "/"):
+        assert "exists already" in refuse(capsys, "merge", "--run", finished, "--output", there)
     data = str(finished / "predictions.csv")
     assert main.main([*ask, str(tmp_path / "new.csv"), "--data", data]) == 1
     error = capsys.readouterr().err.strip()

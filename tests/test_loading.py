@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import (DAMAGES, ROOT, ROWS, answer, nonsense, other_weights, plain_model,
-                      point, refuse, uses)
+                      point, refuse, resumes, set_settings, uses)
 from transformers import AutoModelForCausalLM
 
 import main
+from day9 import loading
 from day9.classifier import Classifier
 from day9.errors import InputError
 from day9.layout import lay_out
@@ -301,3 +303,32 @@ def test_a_base_model_that_has_moved_is_named(tmp_path, copied, capsys):
         assert "check --model" in refuse(capsys, *command)
         assert main.main([*map(str, command), "--model", str(tmp_path / "moved")]) == 0
     assert answer(capsys, copied, "--model", str(tmp_path / "moved")) == before
+
+
+# The embedder
+
+
+def test_a_named_embedder_that_cannot_be_loaded_ends_the_program(tmp_path, arguments, capsys,
+                                                                 monkeypatch):
+    """Before anything is trained; the default one is left out, and the verdict says so."""
+    monkeypatch.setattr(main, "judge_base_model", lambda *_: sys.exit("too late"))
+    for name in (str(tmp_path), "someone/unknown", str(ROOT / "README.org")):
+        error = refuse(capsys, *arguments, "--embedder", name, "--output-dir", tmp_path / "run")
+        assert name in error and "embedder" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_default_embedder_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "SMALL_EMBEDDER", tmp_path / "nothing")
+    embed, digest, settings = loading.load_embedder(Settings())
+    assert embed is None and digest is None and settings.embedder == "none"
+    assert "warning: the rival `embeddings` is left out: " in capsys.readouterr().out
+
+
+def test_an_embedder_is_the_one_that_a_run_began_with(place, capsys):
+    set_settings(place / "run", embedder=str(ROOT / "data" / "minilm"))
+    path = place / "run" / "audit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"embedder": "another digest"}))
+    error = refuse(capsys, "--resume", place / "run")
+    assert "minilm is not what it was when the run began" in error and "--embedder" in error
+    assert resumes("--resume", place / "run", "--embedder", "none")  # the verdict will say so

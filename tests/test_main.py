@@ -27,7 +27,8 @@ def test_the_main_job_learns_and_keeps_its_results(main_job):
         assert not re.search("Failed|Error|Traceback|[Ww]arning", line)
     metrics = json.loads((run / "metrics.json").read_text())
     systems = metrics["systems"]
-    assert list(systems) == ["majority", "tfidf", "zero_shot", "few_shot", "fine_tuned"]
+    assert list(systems) == ["majority", "tfidf", "embeddings", "zero_shot", "few_shot",
+                             "fine_tuned"]
     for row in systems.values():
         assert set(row) == {
             "accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1",

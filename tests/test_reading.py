@@ -514,6 +514,23 @@ def test_a_column_may_say_the_split(tmp_path, capsys, suffix, names, sizes, word
         assert not said and found["test"]["text"][:] == [f"text {i}" for i in range(2, 30, 3)]
 
 
+def test_a_column_may_say_the_split_in_a_folder(tmp_path, capsys):
+    """A file of a split is that split, and what is marked as of it elsewhere trains nobody."""
+    rows = [f"text {i},{'ab'[i % 2]},{'test' if i < 6 else 'train'}\n" for i in range(40)]
+    write(tmp_path / "train.csv", "text,label,split\n" + "".join(rows))
+    found = load_splits(str(tmp_path))
+    assert sorted(found["test"]["text"]) == [f"text {i}" for i in range(6)]
+    write(tmp_path / "test.csv", messages("held out", 6))
+    found = load_splits(str(tmp_path))
+    assert all(text.startswith("held out") for text in found["test"]["text"])
+    trained = {*found["train"]["text"], *found["validation"]["text"]}
+    assert trained and not {f"text {i}" for i in range(6)} & trained
+    assert "has a test file: the test rows of train are not used" in capsys.readouterr().out
+    (tmp_path / "train.csv").write_text("text,label,split\n")
+    with pytest.raises(InputError, match="is empty"):
+        load_splits(str(tmp_path))
+
+
 def test_a_path_that_cannot_be_looked_at():
     assert "File name too long: check --data" in refusal(load_splits, "x" * 5_000)
 

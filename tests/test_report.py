@@ -36,6 +36,23 @@ def test_the_verdict_follows_from_the_test(tuned, other, words):
     sentence = verdict(systems, {"fine_tuned_vs_tfidf": comparison,
                                  "fine_tuned_vs_zero_shot": {"p_value": 0.5}})
     assert ("use the base model" in sentence) == (tuned == 18)
+    assert sentence.endswith("Sentence embeddings were left out.")
+
+
+@pytest.mark.parametrize("embeddings, p_value, words", [
+    (0.9, 0.5, "cannot be told apart from sentence embeddings (-5.0 points, p = 0.500): "
+               "use sentence embeddings here."),
+    (0.9, 0.01, "loses to sentence embeddings (-5.0 points, p = 0.010): use sentence embeddings"),
+    (0.75, 0.01, "beats sentence embeddings (+10.0 points, p = 0.010): fine-tuning was worth it"),
+    (0.75, 0.2, "(+10.0 points, p = 0.200): use sentence embeddings"),
+    (0.65, 0.01, "beats TF-IDF (+15.0 points, p = 0.001): fine-tuning was worth it")])
+def test_the_verdict_names_the_best_rival(embeddings, p_value, words):
+    systems = {name: {"accuracy": accuracy} for name, accuracy in (
+        ("tfidf", 0.7), ("embeddings", embeddings), ("zero_shot", 0.2), ("fine_tuned", 0.85))}
+    chances = {"tfidf": 0.001, "embeddings": p_value, "zero_shot": 0.0001}
+    sentence = verdict(systems, {f"fine_tuned_vs_{name}": {"p_value": chance}
+                                 for name, chance in chances.items()})
+    assert words in sentence and "left out" not in sentence
 
 
 @pytest.mark.parametrize("sure, shown", [(0.839699, "0.83969"), (0.9998799, "0.99987"),

@@ -69,8 +69,7 @@ def split_of(name: str) -> tuple[str | None, bool]:
 
 def name_splits(names: dict[str, str], source: str) -> dict[str, str]:
     """Which name, by the words given for it, is which split. Raises InputError if that is open."""
-    found: dict[str, str] = {}
-    told = {name: split_of(stem) for name, stem in names.items()}
+    found, told = {}, {name: split_of(stem) for name, stem in names.items()}
     for split in SPLITS:
         exact = [name for name in names if told[name] == (split, True)]
         fitting = exact or [name for name in names if told[name] == (split, False)]
@@ -142,17 +141,15 @@ def tables_by_column(table: Table, wanted: list[str]) -> dict[str, Table]:
     columns = [name for name in table.columns if normalised(name) == "split"]
     if len(columns) != 1 or columns[0] in wanted:
         return {"train": table}
-    values: dict[str | None, set[str]] = {}
-    for _, [value] in table.rows(columns):
-        split, exact = split_of(str(value).strip())
-        values.setdefault(split if exact else None, set()).add(str(value))
-        if not exact:
-            break
-    if None in values or "train" not in values:
+    told = {str(value): split_of(str(value).strip()) for _, [value] in table.rows(columns)}
+    odd = [value for value, (_, exact) in told.items() if not exact] or list(told)
+    if ("train", True) in told.values() and all(exact for _, exact in told.values()):
+        return {split: rows_of_split(table, columns[0], {
+            value for value in told if told[value][0] == split}) for split, _ in told.values()}
+    if told:
         print(f"warning: column {columns[0]!r} of {table.name} is not used: it should name "
-              f"splits, train among them, and has {shortened(', '.join(values.popitem()[1]))!r}")
-        return {"train": table}
-    return {split: rows_of_split(table, columns[0], found) for split, found in values.items()}
+              f"splits, train among them, and has {shortened(', '.join(odd))!r}")
+    return {"train": table}
 
 
 def find_tables(data: str, wanted: list[str], config: str | None,
@@ -160,10 +157,13 @@ def find_tables(data: str, wanted: list[str], config: str | None,
     """The tables of a file, a folder or a dataset on the hub, by split. Raises InputError."""
     path = Path(data)
     try:
-        if path.is_file():
-            return tables_by_column(open_table(path, wanted), wanted)
-        if path.is_dir():
-            return folder_tables(path, wanted)
+        if path.exists():
+            found = folder_tables(path, wanted) if path.is_dir() else {
+                "train": open_table(path, wanted)}
+            by_column = tables_by_column(found.pop("train"), wanted)
+            for split in by_column.keys() & found:
+                print(f"warning: {data} has a {split} file: the {split} rows of train are not used")
+            return by_column | found
     except OSError as error:
         raise InputError(f"{shortened(data)}: {error.strerror}: check --data") from error
     if path.suffix.lower() in READERS:
