@@ -84,9 +84,9 @@ def measure(cell: dict, folder: Path, model: str) -> dict:
         name: round(value, 4) for name, value in found.items()}
 
 
-def is_known(cell: dict, results: list[dict]) -> bool:
-    """Whether a cell has been measured."""
-    return any(cell.items() <= result.items() for result in results)
+def find_result(cell: dict, results: list[dict]) -> dict | None:
+    """What was measured of a cell, if it was."""
+    return next((result for result in results if cell.items() <= result.items()), None)
 
 
 def in_words(values: pd.Series) -> str:
@@ -103,8 +103,7 @@ def means(results: list[dict], figure: str = "accuracy") -> pd.DataFrame:
 
     A draw that is planned and not measured yet is open.
     """
-    cells = [next((result for result in results if cell.items() <= result.items()), cell)
-             for cell in find_cells(SETS)]
+    cells = [find_result(cell, results) or cell for cell in find_cells(SETS)]
     cells += [result for result in results if result not in cells and result["rank"] == 16
               and result["system"] in SYSTEMS_USUAL]
     table = pd.DataFrame(cells).reindex(columns=["data", "rows", "system", figure])
@@ -155,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     results = json.loads(args.output.read_text("utf-8")) if args.output.exists() else []
     for cell in cells:
         folder = args.data or find_folder(cell["data"], args.others)
-        if folder and not is_known(cell, results):
+        if folder and not find_result(cell, results):
             results.append(measure(cell, folder, args.model))
             write_json(args.output, results)
             print(results[-1], flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from day9.errors import InputError, explain
-from day9.files import flush_files, write_json
+from day9.files import flush_files, remove, write_json
 from day9.report import write_rows
 from day9.runs import alone_in
 
@@ -95,13 +95,6 @@ class Draft:
 def not_ours(folder: Path) -> str:
     """What to say of a file or folder that has the name of a draft."""
     return f"{folder} is not a draft of this program: move it away, or name another --output"
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

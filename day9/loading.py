@@ -174,7 +174,7 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
 
             model = SentenceTransformer(
                 str(folder), device="cuda" if torch.cuda.is_available() else "cpu")
-            digest = sha256([[*digests([path]).values()] for path in sorted(folder.rglob("*"))
+            digest = sha256([digests([path]) for path in sorted(folder.rglob("*"))
                              if path.suffix in (".json", ".safetensors", ".bin")
                              and path.name != "made.json"])
     except InputError as error:

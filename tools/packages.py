@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from day9.files import remove
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 ORIGIN = """
 | | |
@@ -54,14 +56,6 @@ def is_whole(recipe: Recipe) -> bool:
         return made["sha256"] == recipe.sha256 and made["bytes"].items() <= sizes.items()
     except (OSError, ValueError, LookupError):
         return False
-
-
-def remove(path: Path) -> None:
-    """Remove a folder, a file or a link, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def download(package: str, folder: Path) -> Path:
