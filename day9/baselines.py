@@ -99,18 +99,23 @@ def few_shot(train: Dataset, classifier, instruction: str, seed: int, room: int 
     return replace(classifier, prompt=prompt)
 
 
-def judge_base_model(splits: DatasetDict, classifier, instruction: str) -> Results:
-    """As judge_baselines, for `zero_shot` and `few_shot`.
+MOST_FEW_SHOT = 200  # rows, as the model reads more for each
 
-    The answer depends on the examples: each third of the test rows gets another draw of them.
+
+def judge_base_model(splits: DatasetDict, classifier, instruction: str) -> Results:
+    """As judge_baselines, for `zero_shot` and `few_shot`; of rows not answered, NaN.
+
+    Few-shot answers MOST_FEW_SHOT rows at most, from all of the split. The answer depends on the
+    examples: each third of the rows gets another draw of them.
     """
     texts = splits["test"]["text"][:]
 
     def with_examples() -> np.ndarray:
-        mixed = np.empty((len(texts), len(classifier.labels)))
+        mixed = np.full((len(texts), len(classifier.labels)), np.nan)
+        rows = np.unique(np.linspace(0, len(texts) - 1, MOST_FEW_SHOT).astype(int))
         for seed in range(3):
-            shown = few_shot(splits["train"], classifier, instruction, seed)
-            mixed[seed::3] = shown.predict_proba(texts[seed::3])
+            shown, third = few_shot(splits["train"], classifier, instruction, seed), rows[seed::3]
+            mixed[third] = shown.predict_proba([texts[row] for row in third])
         return mixed
 
     return {"zero_shot": timed(classifier.predict_proba, texts), "few_shot": timed(with_examples)}

@@ -1,5 +1,7 @@
 """Accuracy, precision, recall, F1, confidence, and a fair comparison. Tangled from README.org."""
 
+from itertools import compress
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -41,7 +43,12 @@ def fit_temperature(scores: np.ndarray, truth: list[str], labels: list[str]) -> 
 
 def compute_metrics(truth: list[str], probabilities: np.ndarray, labels: list[str],
                     seconds: float) -> dict[str, float]:
-    """The metrics of a system that answered with probabilities (rows, labels)."""
+    """The metrics of a system that answered with probabilities (rows, labels), or with NaN.
+
+    Rows with NaN do not count.
+    """
+    answered = ~np.isnan(probabilities[:, 0])
+    truth, probabilities = list(compress(truth, answered)), probabilities[answered]
     right, chosen = is_right(truth, probabilities, labels), likeliest(probabilities, labels)
     interval = bootstrap((right,), np.mean, n_resamples=2000, batch=100, method="percentile",
                          rng=0).confidence_interval

@@ -11,7 +11,6 @@ from typing import TextIO
 
 import matplotlib.figure
 import numpy as np
-import torch
 from datasets import Dataset
 from matplotlib import font_manager
 from scipy.special import softmax
@@ -107,16 +106,6 @@ def draw(size: tuple[float, float], path: Path):
 
     axes = figure.subplots()
     return axes, write
-
-
-def draw_layout(layout: dict[str, torch.Tensor], tokenizer, path: Path) -> str:
-    """Draw the mask of a layout: a row per token, its dark cells the tokens that it sees."""
-    tokens = [tokenizer.decode(token) for token in layout["input_ids"][0]]
-    axes, write = draw((7, 7), path)
-    axes.imshow(layout["attention_mask"][0, 0], cmap="Blues", vmin=0, vmax=1.4)
-    axes.tick_params(labelsize=7)
-    axes.set_xticks(range(len(tokens)), tokens, rotation=90)
-    return write(yticks=range(len(tokens)), yticklabels=tokens)
 
 
 def draw_loss(log: list[dict[str, float]], path: Path) -> str:

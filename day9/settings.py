@@ -59,7 +59,7 @@ class Settings:
     quantize: bool = option(
         True, "Keep the weights in 4 bits; --no-quantize keeps them as they are.")
     data: str = option(
-        str(HERE / "data" / "patient-messages"),
+        str(HERE / "data" / "health-questions"),
         "A csv, tsv, json, jsonl or parquet file, a folder with train, validation and test files, "
         "or the hub id of a dataset.", **PATH)
     data_config: str | None = option(

@@ -100,7 +100,6 @@ def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=settings.batch_size // (rows * PartialState().num_processes),
         learning_rate=settings.learning_rate, lr_scheduler_type="linear",
-        warmup_steps=0.02,  # below 1 it is a share of all steps
         activation_checkpointing=checkpointing, remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},  # the rows are token ids already
         use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16,

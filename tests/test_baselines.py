@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from day9.baselines import draw_examples, few_shot, judge_base_model, judge_baselines
 from day9.classifier import Classifier
+from day9.metrics import compute_metrics
 
 
 def messages(count):
@@ -46,6 +47,19 @@ def test_each_third_of_the_rows_is_asked_with_other_examples(random_llama, token
     assert np.abs(draws[0] - draws[1]).max() > 1e-2
     for row in range(len(TEXTS)):
         assert np.abs(mixed[row] - draws[row % 3][row]).max() < 1e-4
+
+
+def test_few_shot_answers_some_rows_of_the_whole_split(random_llama, tokenizer, prompt,
+                                                       monkeypatch):
+    classifier = Classifier(plain_model(random_llama), tokenizer, prompt)
+    monkeypatch.setattr("day9.baselines.MOST_FEW_SHOT", 3)
+    splits = {"train": messages(40), "test": messages(9)}
+    answered, _ = judge_base_model(splits, classifier, ASK)["few_shot"]
+    assert np.flatnonzero(~np.isnan(answered[:, 0])).tolist() == [0, 4, 8]
+    truth = splits["test"]["label"][:]
+    found = compute_metrics(truth, answered, classifier.labels, 1)
+    assert found == compute_metrics(truth[::4], answered[::4], classifier.labels, 1)
+    assert found["n"] == 3
 
 
 def test_embeddings_are_judged_where_there_is_an_embedder():
