@@ -14,23 +14,41 @@ INTRODUCTION = """\
 *This notebook is woven from README.org by `make notebook`: edit that file. The
 program is imported; its definitions are shown as text.*
 
-*On Colab, put the repository's address in place of ADDRESS, and run the cells
-from the top. A link that opens the notebook there is
-`https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/day9.ipynb`.*
+*It is made for Colab with a T4, where it has not been tried. Run the next cell
+first. Then go to [Your csv on a T4](#your-csv-on-a-t4) with a file of your own,
+or to [One evening](#one-evening) and run the cells from there in order.*
 """
 SETUP = """\
+#@title Run this first
+ADDRESS = ""  #@param {type:"string"}
+# The address of the repository; not needed where the folder day9 lies beside the notebook.
+
 import os
+import sys
 
-if not os.path.exists("main.py"):  # on Colab
-    !git clone --quiet ADDRESS day9
-    %cd day9
-    %pip install --quiet -r requirements.txt
-    !python -m tools.smollm2
-    !python -m tools.minilm
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these cells are written for the small Llama
+if not os.path.exists("main.py"):
+    if ADDRESS and not os.path.exists("day9"):
+        !git clone --quiet "{ADDRESS}" day9
+    if not os.path.exists("day9/main.py"):
+        raise SystemExit("the project is not here: give the repository's address as ADDRESS, or "
+                         "upload its folder as day9")
+    %cd -q day9
+if "google.colab" in sys.modules:
+    !pip list --format=freeze | grep ^torch= > torch.txt  # the one that fits the GPU's driver
+    !pip install --quiet -r requirements.txt -c torch.txt
+    !pip uninstall --quiet --yes torchao  # not needed, and peft refuses to run beside an old one
+!"{sys.executable}" -m tools.smollm2
+!"{sys.executable}" -m tools.minilm
 
+import torch
 from IPython.display import Image
-from pandas import DataFrame"""
+from pandas import DataFrame
+
+DRIVE = "/content/drive/MyDrive"
+RUNS = f"{DRIVE}/day9-runs" if os.path.exists(DRIVE) else "outputs"
+print("device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
+print("your runs are kept in", RUNS)"""
+COLAB = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}
 PICTURE = re.compile(r"^\[\[file:(\S+\.png)\]\]\n", re.MULTILINE)
 LINK = r"\[\[(?P<target>[^]]+)\](?:\[(?P<text>[^]]+)\])?\]"
 EMPHASIS = (r"(?<![^\s('\"{-])(?P<mark>[*/=~])(?P<words>\S|\S(?:(?!\n\n).)*?\S)(?P=mark)"
@@ -134,6 +152,8 @@ def pieces(text: str) -> Iterator[str | NotebookNode]:
         end = block.end
         if block.is_demonstration:
             yield v4.new_code_cell(display_value(block), outputs=outputs(block))
+        elif block.body.startswith("!"):  # what a notebook hands to the shell
+            yield v4.new_code_cell(block.body.rstrip())
         elif block.language != "emacs-lisp":
             yield f"```{block.language}\n{block.body}```"
 
@@ -151,7 +171,7 @@ def weave(text: str) -> str:
     cells[1:1] = [v4.new_markdown_cell(INTRODUCTION.strip()), v4.new_code_cell(SETUP)]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
-    book = v4.new_notebook(cells=cells, metadata={
+    book = v4.new_notebook(cells=cells, metadata=COLAB | {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"}})
     nbformat.validate(book)
