@@ -228,7 +228,8 @@ def test_the_notebook_runs(tmp_path, text):
     for split in ("validation", "test"):
         path = tmp_path / "data" / "health-questions" / f"{split}.csv"
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(True)[:61]), "utf-8")
-    book = nbformat.reads(weave(text), 4)
+    assert "range(320)" in text
+    book = nbformat.reads(weave(text.replace("range(320)", "range(40)")), 4)
     end = next(i for i, cell in enumerate(book.cells) if cell.source.endswith("## The program"))
     book.cells = book.cells[:end]
     NotebookClient(book, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
