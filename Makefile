@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := run
-.PHONY: run setup test newest tangle readme check html notebook bench help
+.PHONY: run setup test newest tangle readme check html notebook bench where help
 PYTHON := HF_HUB_OFFLINE=1 .venv/bin/python
 MODELS := data/smollm2/made.json data/minilm/made.json
 
@@ -28,8 +28,7 @@ $(MODELS): data/%/made.json: tools/%.py | .venv
 tangle:  ## write the program from README.org (Emacs)
 	emacs -Q --batch README.org -f org-babel-tangle
 
-readme: .venv $(MODELS)  ## measure what is missing, evaluate and weave README.org (half an hour)
-	$(PYTHON) -m benchmarks.curve --seeds 1
+readme: .venv $(MODELS)  ## evaluate and weave README.org (half an hour)
 	$(PYTHON) -m tools.document readme
 	$(PYTHON) -m tools.document notebook
 
@@ -44,6 +43,9 @@ notebook: .venv  ## weave README.org to a notebook, day9.ipynb
 
 bench: .venv $(MODELS)  ## measure speed and memory, outputs/bench.json (four to five hours)
 	$(PYTHON) -m benchmarks.bench
+
+where: .venv $(MODELS)  ## measure where fine-tuning wins, outputs/where.json (many hours)
+	$(PYTHON) -m benchmarks.where
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

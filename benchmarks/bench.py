@@ -28,8 +28,7 @@ import transformers
 from datasets import DatasetDict
 from sklearn.metrics import accuracy_score
 
-from benchmarks.curve import plot_accuracies, train_head, train_tfidf
-from day9 import training
+from benchmarks.systems import train_head, train_tfidf
 from day9.baselines import few_shot, timed
 from day9.classifier import Classifier
 from day9.errors import quieten_libraries
@@ -40,9 +39,10 @@ from day9.model import load_model
 from day9.plain import as_conversation, ask, plain_trainer
 from day9.prompts import default_instruction, load_tokenizer, name_labels
 from day9.reading.splits import load_splits, read_table
-from day9.report import draw
+from day9.report import SYSTEM_NAMES, draw
 from day9.runs import read_settings
 from day9.settings import HERE, SMALL_LLAMA, Settings
+from day9.training import default_learning_rate
 
 
 def sample(folder: Path, data: Path, rows: int) -> Path:
@@ -121,17 +121,18 @@ def score(args: argparse.Namespace, run: int, labels: int, method: str) -> dict[
     return {"seconds_per_text": seconds / len(texts), "tokens": sum(read) / len(texts)}
 
 
-def go_plainly(name: str, splits: DatasetDict, seed: int, rank: int) -> list[str]:
+def go_plainly(splits: DatasetDict, settings: Settings) -> list[str]:
     """Answers of generate() to the test texts after trl's trainer; it is asked before, too."""
     labels, texts = sorted(splits["train"].unique("label")), splits["test"]["text"][:]
-    model, tokenizer = load_model(name, choose_precision()[0]), load_tokenizer(name)
+    model = load_model(settings.model, choose_precision()[0])
+    tokenizer = load_tokenizer(settings.model)
     instruction = name_labels(default_instruction(labels), labels)
     generate(model, tokenizer, instruction, 20, texts)
     rows = splits.map(as_conversation, fn_kwargs={"instruction": instruction},
                       remove_columns=["text", "label"])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = plain_trainer(model, tokenizer, rows["train"], rows["validation"], folder, 1,
-                                training.default_learning_rate(model), seed)
+        trainer = plain_trainer(model, tokenizer, rows["train"], rows["validation"], folder,
+                                settings.epochs, default_learning_rate(model), settings.seed)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     return generate(trainer.model, tokenizer, instruction, 20, texts)
@@ -145,7 +146,7 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
 
     The whole job is `python main.py`, with its baselines; the plain one asks before, too.
     """
-    spent, begin, training.MOST_EPOCHS = [], transformers.Trainer.train, 1
+    spent, begin = [], transformers.Trainer.train
     transformers.Trainer.train = lambda *given: spent.append(timed(begin, *given)[1])
     with tempfile.TemporaryDirectory() as folder:
         data, out = sample(Path(folder, "data"), Path(Settings.data), rows), Path(folder, "run")
@@ -156,7 +157,8 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
             spent.append(metrics["training_log"][-1]["train_runtime"])
             accuracy = metrics["systems"]["fine_tuned"]["accuracy"]
         else:
-            predicted, seconds = timed(OTHERS[method], args.model, splits, run, 16)
+            settings = Settings(model=args.model, epochs=1, seed=run)
+            predicted, seconds = timed(OTHERS[method], splits, settings)
             if method != "plain":  # which answers in words
                 predicted = likeliest(predicted, sorted(set(splits["train"]["label"][:])))
             accuracy = accuracy_score(splits["test"]["label"][:], predicted)
@@ -220,8 +222,12 @@ def draw_times(results: dict, path: Path) -> str:
     runs = pd.DataFrame(results["training"])
     axes, write = draw((6, 4), path)
     means = runs.groupby(["method", "rows"])[["training_seconds", "accuracy"]].mean()
-    plot_accuracies(axes, {method: means.loc[method].set_index("training_seconds")["accuracy"]
-                           for method in runs["method"].unique()})
+    for method in runs["method"].unique():
+        axes.plot(*means.loc[method].T.to_numpy(), marker="o",
+                  label=SYSTEM_NAMES.get(method, method))
+    axes.legend()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     return write(xlabel="seconds of training", ylabel="test accuracy")
 
 

@@ -2,17 +2,14 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, write_rows
 
-from benchmarks import bench, where
-from day9 import training
+from benchmarks import bench
 
 
 def write_splits(folder, sizes, labels):
@@ -77,48 +74,3 @@ def test_another_model_needs_another_file(options, capsys):
     with pytest.raises(SystemExit):
         bench.bench(["--model", str(TINY), *options[2:]])
     assert "was measured otherwise" in capsys.readouterr().err
-
-
-def test_the_learning_curve_has_all_systems_and_is_measured_once(tmp_path, monkeypatch, capsys):
-    data = write_splits(tmp_path / "data", {"train": 10, "validation": 25, "test": 2},
-                        ["billing", "test results"])
-    output = tmp_path / "curve.json"
-    monkeypatch.setattr(training, "MOST_EPOCHS", 1)
-    monkeypatch.setattr(sys, "argv", [
-        "curve.py", "--model", str(TINY), "--data", str(data), "--sizes", "16", "--seeds", "1",
-        "--output", str(output)])
-    runpy.run_module("benchmarks.curve", run_name="__main__")
-    points = json.loads(output.read_text())
-    assert [(point["system"], point["rank"]) for point in points] == [
-        ("tfidf", 16), ("embeddings", 16), ("fine_tuned", 16), ("head", 16), ("fine_tuned", 1),
-        ("fine_tuned", 64), ("random", 16)]
-    assert all(point["rows"] == 16 and 0 <= point["accuracy"] <= 1 for point in points)
-    assert capsys.readouterr().out.count("accuracy") >= 6
-    runpy.run_module("benchmarks.curve", run_name="__main__")
-    assert "accuracy" not in capsys.readouterr().out
-    assert json.loads(output.read_text()) == points
-
-
-def test_where_it_wins_is_measured_cell_by_cell_and_once(tmp_path, monkeypatch, capsys):
-    """What is planned and not measured is said to be open."""
-    data = write_splits(tmp_path / "health-questions", {"train": 10, "validation": 25, "test": 4},
-                        ["billing", "test results"])
-    output = tmp_path / "where.json"
-    monkeypatch.setattr(training, "MOST_EPOCHS", 1)
-    ask = ["--model", str(TINY), "--data", str(data), "--rows", "16", "--draws", "2", "--output",
-           str(output), "--systems", "tfidf", "fine_tuned"]
-    where.main(ask)
-    results = json.loads(output.read_text())
-    assert [(found["system"], found["draw"]) for found in results] == [
-        ("tfidf", 0), ("fine_tuned", 0), ("tfidf", 1), ("fine_tuned", 1)]
-    assert all(0 <= found["f1"] <= 1 and found["n"] == 8 and found["log_loss"] > 0
-               for found in results)
-    table = where.means(results)
-    mean = 50 * (results[0]["accuracy"] + results[2]["accuracy"])
-    assert table.loc[("health-questions", 16), "tfidf"] == f"{mean:.1f}"
-    assert table.loc[("health-questions", 80), "fine_tuned"] == "open"
-    assert set(table.loc[("trec6", 1000), ["tfidf", "embeddings", "fine_tuned"]]) == {"open"}
-    capsys.readouterr()
-    where.main(ask)
-    assert "accuracy" not in capsys.readouterr().out
-    assert Path(where.draw_curves(results, tmp_path / "curves.png")).stat().st_size
