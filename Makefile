@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := run
-.PHONY: run setup test newest tangle readme check html notebook bench where help
+.PHONY: run setup test newest tangle readme check html notebook bench where folds help
 PYTHON := HF_HUB_OFFLINE=1 .venv/bin/python
 MODELS := data/smollm2/made.json data/minilm/made.json
 
@@ -46,6 +46,9 @@ bench: .venv $(MODELS)  ## measure speed and memory, outputs/bench.json (four to
 
 where: .venv $(MODELS)  ## measure where fine-tuning wins, outputs/where.json (many hours)
 	$(PYTHON) -m benchmarks.where
+
+folds: .venv $(MODELS)  ## measure the published protocol, outputs/folds.json (four hours)
+	$(PYTHON) -m benchmarks.folds
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

@@ -147,7 +147,8 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
     The whole job is `python main.py`, with its baselines; the plain one asks before, too.
     """
     spent, begin = [], transformers.Trainer.train
-    transformers.Trainer.train = lambda *given: spent.append(timed(begin, *given)[1])
+    transformers.Trainer.train = lambda *given, **named: spent.append(
+        timed(begin, *given, **named)[1])
     with tempfile.TemporaryDirectory() as folder:
         data, out = sample(Path(folder, "data"), Path(Settings.data), rows), Path(folder, "run")
         splits = load_splits(str(data))

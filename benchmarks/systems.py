@@ -53,7 +53,7 @@ def train_fine_tuned(splits: DatasetDict, settings: Settings, rate: float = 1,
 
 
 def train_head(splits: DatasetDict, settings: Settings) -> np.ndarray:
-    """The same Llama, adapter and prompt, with a new layer on top that has an output for each class.
+    """The same Llama, adapter and prompt, with a new layer on top: an output for each class.
 
     It takes the place of the layer that has one for each token, and a label is then one "token": so
     it is trained and scored as the words are.

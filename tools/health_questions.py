@@ -25,28 +25,30 @@ Row = tuple[str, str]  # text and label
 
 
 def read_source(path: Path) -> list[Row]:
-    """The questions of the ten types; repeats are gone, and questions that have two labels."""
+    """All questions, each with the annotators' type. Raises ValueError if the file is another."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise ValueError(f"{path} is not the file it should be: its SHA-256 differs")
+    lines = (line.split("\t") for line in content.decode().splitlines()[1:])
+    return [(text.strip(), kind) for kind, text in lines]
+
+
+def choose(rows: list[Row]) -> list[Row]:
+    """The questions of the ten types; repeats are gone, and questions that have two labels."""
     found = {}
-    for line in content.decode().splitlines()[1:]:
-        kind, text = line.split("\t")
+    for text, kind in rows:
         if kind in NAMES:
-            found.setdefault(" ".join(text.lower().split()), []).append((text.strip(), NAMES[kind]))
+            found.setdefault(" ".join(text.lower().split()), []).append((text, NAMES[kind]))
     return [rows[0] for rows in found.values() if len({label for _, label in rows}) == 1]
 
 
-def near_copies(rows: list[Row]) -> list[list[Row]]:
-    """The rows in groups: two whose sets of words overlap by 0.8 or more are in the same one."""
-    words = CountVectorizer(token_pattern=r"\w+", binary=True).fit_transform(t for t, _ in rows)
+def near_copies(texts: list[str]) -> list[int]:
+    """A group's number for each text: two whose sets of words overlap by 0.8 or more share it."""
+    words = CountVectorizer(token_pattern=r"\w+", binary=True).fit_transform(texts)
     common = (words @ words.T).toarray()
     sizes = common.diagonal()
     alike = 5 * common >= 4 * (sizes[:, None] + sizes - common)  # integers: 0.8 is exact
-    groups = {}
-    for row, group in zip(rows, connected_components(alike)[1]):
-        groups.setdefault(group, []).append(row)
-    return list(groups.values())
+    return connected_components(alike)[1].tolist()
 
 
 def in_proportion(counts: Counter, size: int) -> Counter:
@@ -63,8 +65,10 @@ def split(rows: list[Row]) -> dict[str, list[Row]]:
     counts, random = Counter(label for _, label in rows), Random(SEED)
     room = {name: in_proportion(counts, size) for name, size in SIZES.items()}
     room["pool"] = counts - sum(room.values(), Counter())
-    splits = {name: [] for name in room}
-    groups = near_copies(rows)
+    splits, found = {name: [] for name in room}, {}
+    for row, group in zip(rows, near_copies([text for text, _ in rows])):
+        found.setdefault(group, []).append(row)
+    groups = list(found.values())
     random.shuffle(groups)
     for group in sorted(groups, key=len, reverse=True):  # single rows fill what is left
         needed = Counter(label for _, label in group)
@@ -81,7 +85,7 @@ def split(rows: list[Row]) -> dict[str, list[Row]]:
 def main() -> int:
     """Write the four files; returns the exit code."""
     try:
-        splits = split(read_source(FOLDER / "source" / "GARD.tsv"))
+        splits = split(choose(read_source(FOLDER / "source" / "GARD.tsv")))
     except (OSError, ValueError) as error:
         print(f"health_questions.py: error: {error}", file=sys.stderr)
         return 1
