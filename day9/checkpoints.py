@@ -43,7 +43,10 @@ def best_epoch(log: list[dict[str, float]]) -> dict[str, float]:
 
 
 class KeepBest(TrainerCallback):
-    """Scores validation after each epoch and keeps the adapter that has had the least log-loss."""
+    """Scores validation after each epoch and keeps the adapter that has had the least log-loss.
+
+    Each epoch is judged with its own temperature: one that is merely too sure is not worse.
+    """
 
     def __init__(self, classifier, validation: Dataset, folder: Path):
         self.classifier, self.path = classifier, folder / BEST
@@ -53,16 +56,17 @@ class KeepBest(TrainerCallback):
         if state.global_step % (state.max_steps // args.num_train_epochs):
             return
         scores, labels = self.classifier.scores(self.texts), self.classifier.labels
-        probabilities = softmax(scores, axis=1)
-        if not np.isfinite(probabilities).all():
+        if not np.isfinite(scores).all():
             raise FloatingPointError(f"step {state.global_step}: the scores of validation are not "
                                      f"numbers, at a learning rate of {args.learning_rate:.2g}")
+        temperature = fit_temperature(scores, self.truth, labels)  # with which it would be used
+        probabilities = softmax(scores / temperature, axis=1)
         loss = float(log_loss(self.truth, probabilities, labels=labels))
         accuracy = float(is_right(self.truth, probabilities, labels).mean())
         earlier = [entry["validation_loss"] for entry in validation_entries(state.log_history)]
         state.log_history.append({"epoch": state.epoch, "step": state.global_step,
                                   "validation_loss": loss, "validation_accuracy": accuracy,
-                                  "temperature": fit_temperature(scores, self.truth, labels)})
+                                  "temperature": temperature})
         print(f"epoch {state.epoch:.0f} of {args.num_train_epochs:.0f}: validation log-loss "
               f"{loss:.3f}, accuracy {accuracy:.3f}", flush=True)
         if loss < min(earlier, default=float("inf")) and PartialState().is_main_process:
