@@ -26,7 +26,6 @@ from day9.commands import merge, predict
 from day9.errors import exit_code
 from day9.files import write_json
 from day9.loading import load_base, load_embedder
-from day9.memory import choose_checkpointing
 from day9.model import add_adapter
 from day9.reading.splits import load_splits
 from day9.report import compute_report, print_report, write_report
@@ -76,7 +75,6 @@ def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder:
     print(f"{len(rows):,} rows to train on\n\nthe first prompt:\n"
           f"{base.tokenizer.decode(rows[0]['prompt'])}\n")
     print("its completion:", [base.tokenizer.decode(ids) for ids in rows[0]["completion"]])
-    checkpointing = choose_checkpointing(base.model.config, settings, base.model.dtype)
     tuned = replace(base, model=add_adapter(base.model, settings.rank, settings.seed))
     trainable, total = tuned.model.get_nb_trainable_parameters()
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.1%})", flush=True)
@@ -84,7 +82,7 @@ def fine_tune(base: Classifier, splits: DatasetDict, settings: Settings, folder:
     checkpoint = newest_checkpoint(folder) if resume else None
     if resume:
         print(f"resuming from {checkpoint or 'the beginning: no checkpoint is complete'}")
-    log = train(tuned, rows, splits["validation"], settings, folder, checkpoint, checkpointing)
+    log = train(tuned, rows, splits["validation"], settings, folder, checkpoint)
     best = best_epoch(log)
     tuned.temperature = best["temperature"]
     print(f"kept: the adapter after epoch {best['epoch']:.0f} of {settings.epochs}, with the least "

@@ -1,7 +1,7 @@
 """All labels of all texts scored in few passes, and the classifier. Tangled from README.org."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +18,6 @@ from day9.prompts import Prompt
 from day9.settings import PASS_TOKENS
 
 BLOCK = 1000  # texts that are encoded at a time, as ids take more room
-
-
-def default_pass_tokens() -> int:
-    """The most tokens in one pass: a GPU is busy only with many."""
-    return PASS_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 @torch.no_grad()
 def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: int,
@@ -72,7 +67,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     prompt: Prompt
     temperature: float = 1.0
-    pass_tokens: int = field(default_factory=default_pass_tokens)
+    pass_tokens: int = PASS_TOKENS
     digest: str | None = None  # of the base model's files, where it is known
 
     @property

@@ -18,7 +18,7 @@ from day9.drafts import claimed
 from day9.errors import InputError
 from day9.files import digests, sha256
 from day9.hub import check_pointer
-from day9.loading import choose_precision, load_classifier
+from day9.loading import load_classifier
 from day9.metrics import likeliest
 from day9.model import load_model
 from day9.reading.splits import read_table
@@ -129,8 +129,9 @@ def merge(settings: MergeSettings) -> None:
             shutil.copy(folder / "classifier.json", draft.path)
             draft.finish()
     PartialState().wait_for_everyone()
+    dtype = classifier.model.dtype
     del merged, classifier.model  # one model at a time
-    classifier.model = load_model(settings.output, choose_precision()[0], quantize=False)
+    classifier.model = load_model(settings.output, dtype, quantize=False)
     after = classifier.predict_proba(tested)
     a, b = (likeliest(probabilities, classifier.labels) for probabilities in (before, after))
     print(f"merged into {settings.output}, in bfloat16: on {len(tested)} test rows the largest "

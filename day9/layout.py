@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 HEAD_PIECE = 16384  # rows of the output head that are multiplied at a time
 
@@ -52,6 +53,13 @@ def lay_out(prompts: list[list[int]], completions: list[list[int]],
             "attention_mask": mask[None, None], "sources": torch.tensor(sources),
             "targets": torch.tensor([token for c in completions for token in c])}
 
+def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask (1, 1, L, K) as 0 where it is true and minus infinity elsewhere."""
+    padding = -mask.shape[-1] % 8  # a GPU would copy other rows in every layer
+    numbers = torch.nn.functional.pad(torch.zeros_like(mask, dtype=dtype), (0, padding))
+    return numbers[..., :mask.shape[-1]].masked_fill_(~mask, -torch.inf)
+
+
 def run_decoder(model, **inputs):
     """All layers but the head, in the number format of the weights, adapter included."""
     dtype = model.get_output_embeddings().weight.dtype
@@ -59,24 +67,32 @@ def run_decoder(model, **inputs):
     with torch.autocast(model.device.type, dtype) if half else contextlib.nullcontext():
         return model.get_decoder()(**inputs)
 
+def log_sum(states: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the sum of exp(logit) over a piece of the head, for each state."""
+    return (states @ piece.float().T).logsumexp(-1)
+
+
 def pick_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tensor,
                    sources: torch.Tensor) -> torch.Tensor:
     """Log-probability (W,) of each target after the hidden state (L, width) of its source.
 
-    All in float32; the head (vocabulary, width) is taken in pieces, to save memory.
+    All in float32; the head (vocabulary, width) is taken in pieces, which are computed again for
+    the gradients, to save memory.
     """
     where, back = sources.unique(return_inverse=True)  # labels may share a source
     states = hidden[where].float()
     with torch.autocast(hidden.device.type, enabled=False):
         logits = (states[back] * head[targets].float()).sum(-1)
-        sums = [(states @ piece.float().T).logsumexp(-1) for piece in head.split(HEAD_PIECE)]
+        sums = [checkpoint(log_sum, states, piece, use_reentrant=False)
+                for piece in head.split(HEAD_PIECE)]
     return logits - torch.stack(sums).logsumexp(0)[back]  # log_softmax over the vocabulary
 
 
 def token_log_probs(model, input_ids, position_ids, attention_mask, sources, targets,
                     cache=None) -> torch.Tensor:
     """Log-probability of each target of a layout (`lay_out`): (W,), float32."""
+    head = model.get_output_embeddings().weight
     hidden = run_decoder(model, input_ids=input_ids, position_ids=position_ids,
-                         attention_mask=attention_mask, cache=cache,
+                         attention_mask=as_numbers(attention_mask, head.dtype), cache=cache,
                          use_cache=cache is not None).last_hidden_state[0]
-    return pick_log_probs(hidden, targets, model.get_output_embeddings().weight, sources)
+    return pick_log_probs(hidden, targets, head, sources)

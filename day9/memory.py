@@ -1,47 +1,51 @@
 """The memory that training needs, counted before it is needed. Written by hand, not tangled."""
 
 import copy
+import re
 
 import torch
 import transformers
 from peft import get_peft_model
+from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
-from day9.layout import HEAD_PIECE
+from day9.layout import HEAD_PIECE, as_numbers, run_decoder
 from day9.model import lora_config
 from day9.settings import Settings
 
 
-class CountedAttention(torch.autograd.Function):
-    """Keeps what fused attention keeps for its gradient: queries, keys, values and output."""
+def build(config, layers: int, dtype: torch.dtype, rank: int | None):
+    """A model of so many layers, with an adapter if it has a rank, on the meta device.
 
-    @staticmethod
-    def forward(ctx, query, key, value):
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output)
-        return output.transpose(1, 2)
-
-
-transformers.AttentionInterface.register(
-    "counted", lambda module, query, key, value, *_, **__: (
-        CountedAttention.apply(query, key, value), None))
+    There tensors have shapes but no contents.
+    """
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return model if rank is None else get_peft_model(model, lora_config(rank))
 
 
-def count_activations(model, tokens: int) -> int:
-    """Bytes that the layers of a model on the meta device keep for the gradients of `tokens`."""
-    weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
+def count_kept(model, tokens: int) -> int:
+    """Bytes that a model keeps for the gradients of a pass of `tokens`, and its mask.
+
+    It runs on a CPU, as far as PyTorch can tell, but its tensors are still without contents.
+    """
     kept = {}
 
     def keep(tensor):
         kept[StorageWeakRef(tensor.untyped_storage())] = tensor
         return tensor
 
-    model.set_attn_implementation("counted")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.get_decoder()(
-            input_ids=torch.ones(1, tokens, dtype=torch.long, device="meta"), use_cache=False,
-            attention_mask=torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+        mask = as_numbers(mask, model.get_output_embeddings().weight.dtype)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run_decoder(model, input_ids=torch.ones(1, tokens, dtype=torch.long),
+                        attention_mask=mask, use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items()
                if storage not in weights)
 
@@ -54,24 +58,21 @@ def memory_ledger(config, method: str, tokens: int, rank: int, dtype=torch.bfloa
                   checkpointing: bool = True) -> dict[str, int]:
     """Bytes to train by `method` ("full", "lora" or "qlora") on batches of so many tokens.
 
-    The model is built on the meta device, where tensors have shapes but no contents; it computes
-    in `dtype`. NF4 with double quantization: Dettmers et al., 2023.
+    It computes in `dtype`. NF4 with double quantization: Dettmers et al., 2023. In 16 bits some
+    activations are counted that peft copies for plain weights, and for 4-bit ones on a CPU only.
     """
     config, lora = config.get_text_config(), method != "full"
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-        linear = sum(module.weight.numel() for name, module in model.named_modules()
-                     if isinstance(module, torch.nn.Linear) and "head" not in name)
-        other = model.num_parameters() - linear
-        if lora:
-            model = get_peft_model(model, lora_config(rank)).to(dtype)
+    layers, rank = config.num_hidden_layers, rank if lora else None
+    model = build(config, layers, dtype, rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    layers = config.num_hidden_layers
-    kept = count_activations(model, tokens)
-    if checkpointing:  # one layer at a time, and what enters each
-        kept = kept // layers + layers * tokens * config.hidden_size * dtype.itemsize
+    weights = sum(p.numel() for p in model.parameters()) - (trained if lora else 0)
+    linear = sum(module.weight.numel() for name, module in model.named_modules()
+                 if isinstance(module, torch.nn.Linear) and not re.search("head|lora", name))
+    one, two = (count_kept(build(config, few, dtype, rank), tokens) for few in (1, 2))
+    entering = tokens * config.hidden_size * dtype.itemsize  # what checkpointing keeps of a layer
+    kept = one + (layers - 1) * (entering if checkpointing else two - one)
     frozen = int(linear * (NF4 if method == "qlora" else dtype.itemsize))
-    return {"weights": frozen + other * dtype.itemsize,
+    return {"weights": frozen + (weights - linear) * dtype.itemsize,
             "adapter": FLOAT32 * trained if lora else 0,
             "gradients": (FLOAT32 if lora else dtype.itemsize) * trained,
             "optimizer": (2 if lora else 3) * FLOAT32 * trained,  # two averages; a copy of weights
@@ -100,23 +101,23 @@ def ledger_table(tokens: int, rank: int) -> list[list[str] | None]:
     return lines
 
 
-def expect_memory(config, settings: Settings, dtype: torch.dtype, checkpointing: bool) -> int:
+def expect_memory(model, settings: Settings, tokens: int, checkpointing: bool) -> int:
     """Bytes that the ledger counts for a run and its scoring, the libraries' own left out."""
-    config = config.get_text_config()
-    tokens = min(settings.batch_size * settings.max_length,
-                 max(settings.pass_tokens, settings.max_length))
+    config = model.config.get_text_config()
     parts = memory_ledger(config, "qlora" if settings.quantize else "lora", tokens, settings.rank,
-                          dtype, checkpointing)
+                          model.dtype, checkpointing)
     logits = settings.pass_tokens * HEAD_PIECE * 8 + HEAD_PIECE * config.hidden_size * FLOAT32
     return sum(parts.values()) + logits
 
 
-def choose_checkpointing(config, settings: Settings, dtype: torch.dtype) -> bool:
-    """Whether to drop activations and compute them again, where they do not fit; says what fits."""
-    expected = expect_memory(config, settings, dtype, checkpointing=False)
+def choose_checkpointing(model, settings: Settings, tokens: int) -> bool:
+    """Whether to drop activations and compute them again, where those of a pass of so many tokens
+    do not fit; says what fits.
+    """
+    expected = expect_memory(model, settings, tokens, checkpointing=False)
     gpu = torch.cuda.is_available()
     if recompute := gpu and expected > 0.8 * torch.cuda.mem_get_info()[0]:
-        expected = expect_memory(config, settings, dtype, checkpointing=True)
+        expected = expect_memory(model, settings, tokens, checkpointing=True)
     print(f"memory to train: about {expected / 1e9:.2f} GB beside the libraries' own"
           + (", activations computed again" if recompute else ""))
     return recompute

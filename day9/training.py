@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from day9.checkpoints import KeepBest, MarkComplete, read_adapter
 from day9.classifier import Classifier
 from day9.layout import lay_out, token_log_probs
+from day9.memory import choose_checkpointing
 from day9.passes import IGNORED, ignore_repeats, rows_in_a_pass
 from day9.progress import ShowProgress
 from day9.prompts import Prompt
@@ -30,13 +31,11 @@ def training_rows(split: Dataset, tokenizer, prompt: Prompt) -> Dataset:
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A batch of training rows as one layout, in which their common beginning occurs once.
-
-    The Trainer calls targets labels, and shift_labels where each stands with its source.
-    """
+    """A batch of training rows as one layout, in which their common beginning occurs once."""
     layout = lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
     targets = layout.pop("targets")
     row_of = torch.tensor([i for i, row in enumerate(rows) for _ in row["completion"]])
+    # the Trainer calls targets labels, and shift_labels where each stands with its source
     return layout | {"labels": targets, "shift_labels": targets.clone(), "rows": row_of}
 
 def default_learning_rate(model) -> float:
@@ -50,6 +49,27 @@ MOST_EPOCHS = 12
 def default_epochs(labels: list[str]) -> int:
     """So many that each class is seen about a hundred times; `labels` are the training rows'."""
     return max(1, min(MOST_EPOCHS, round(100 * len(set(labels)) / len(labels))))
+
+class OneGpuConfig(SFTConfig):
+    """trl's settings for a process that trains on one GPU, however many there are."""
+
+    n_gpu = 1
+
+
+def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.dtype,
+                      checkpointing: bool = False) -> SFTConfig:
+    """The run's settings in the words of trl, with `rows` rows in a pass, computed in `dtype`."""
+    return OneGpuConfig(
+        output_dir=str(folder), num_train_epochs=settings.epochs,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=settings.batch_size // (rows * PartialState().num_processes),
+        learning_rate=settings.learning_rate, lr_scheduler_type="linear",
+        activation_checkpointing=checkpointing, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are token ids already
+        use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16, logging_steps=0.02, logging_nan_inf_filter=False,
+        report_to="none", seed=settings.seed, disable_tqdm=True,
+        save_steps=settings.checkpoint_steps, ddp_find_unused_parameters=False)
 
 class CarefulTrainer(SFTTrainer):
     """An SFTTrainer for a model that returns the log-probabilities of a layout's targets."""
@@ -86,27 +106,6 @@ class StopOnOverflow(transformers.TrainerCallback):
                 f"step {state.global_step + 1}: the gradient is infinite or not a number, and "
                 f"nothing was changed by it, at a learning rate of {args.learning_rate:.2g}")
 
-class OneGpuConfig(SFTConfig):
-    """trl's settings for a process that trains on one GPU, however many there are."""
-
-    n_gpu = 1
-
-
-def training_settings(settings: Settings, folder: Path, rows: int, dtype: torch.dtype,
-                      checkpointing: bool = False) -> SFTConfig:
-    """The run's settings in the words of trl, with `rows` rows in a pass, computed in `dtype`."""
-    return OneGpuConfig(
-        output_dir=str(folder), num_train_epochs=settings.epochs,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=settings.batch_size // (rows * PartialState().num_processes),
-        learning_rate=settings.learning_rate, lr_scheduler_type="linear",
-        activation_checkpointing=checkpointing, remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are token ids already
-        use_cpu=not torch.cuda.is_available(), bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16, logging_steps=0.02, logging_nan_inf_filter=False,
-        report_to="none", seed=settings.seed, disable_tqdm=True,
-        save_steps=settings.checkpoint_steps, ddp_find_unused_parameters=False)
-
 @contextlib.contextmanager
 def returning_log_probs(model) -> Iterator[None]:
     """Let the model return the log-probabilities of a layout's targets, as long as it trains."""
@@ -119,7 +118,7 @@ def returning_log_probs(model) -> Iterator[None]:
 
 
 def train(classifier: Classifier, rows: Dataset, validation: Dataset, settings: Settings,
-          folder: Path, checkpoint: Path | None = None, checkpointing: bool = False) -> list[dict]:
+          folder: Path, checkpoint: Path | None = None) -> list[dict]:
     """Train the classifier's adapter in place on training_rows; returns the log.
 
     The adapter of the epoch with the least validation log-loss is the one that stays.
@@ -128,6 +127,7 @@ def train(classifier: Classifier, rows: Dataset, validation: Dataset, settings: 
     longest = max(len(prompt) + len(completion) for batch in rows.iter(1000)
                   for prompt, completion in zip(batch["prompt"], batch["completion"])) - shared
     size = rows_in_a_pass(settings.batch_size, longest, classifier.pass_tokens)
+    checkpointing = choose_checkpointing(model, settings, shared + size * longest)
     best = KeepBest(classifier, validation, folder)
     trainer = CarefulTrainer(
         model=model, train_dataset=rows, data_collator=collate,

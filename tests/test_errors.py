@@ -21,7 +21,7 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"),
 @pytest.mark.parametrize("error", ERRORS, ids=["gpu", "cpu", "python"])
 @pytest.mark.parametrize("command, function", [
     ("run", "day9.loading.load_model"), ("run", "day9.loading.score_labels"),
-    ("run", "day9.classifier.score_labels"), ("run", "main.train"),
+    ("run", "day9.classifier.score_labels"), ("run", "day9.training.KeepBest"),
     ("predict", "day9.loading.load_model"), ("predict", "day9.classifier.score_labels"),
     ("merge", "day9.commands.merge_adapter")])
 def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys, monkeypatch,
@@ -37,7 +37,7 @@ def test_want_of_memory_says_what_to_lower(tmp_path, arguments, finished, capsys
     said = capsys.readouterr()
     assert said.err.startswith("main.py: error: out of memory: lower ")
     assert said.err.count("\n") == 1 and "--model" not in said.err
-    assert function != "main.train" or "memory to train: about 0.1" in said.out
+    assert function != "day9.training.KeepBest" or "memory to train: about 0.1" in said.out
 
 
 @pytest.mark.parametrize("left", [

@@ -10,6 +10,7 @@ import torch
 import transformers
 from conftest import (DAMAGES, ROOT, ROWS, answer, nonsense, other_weights, plain_model,
                       point, refuse, resumes, set_settings, uses)
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import main
@@ -18,25 +19,34 @@ from day9.classifier import Classifier
 from day9.errors import InputError
 from day9.layout import lay_out
 from day9.loading import check_prompt, check_scoring, choose_model, choose_precision
+from day9.model import load_model
 from day9.prompts import load_tokenizer, make_prompt
 from day9.settings import Settings
 
 
-@pytest.mark.parametrize("gpu, native, hip, apple, expected, words", [
-    (True, False, None, False, torch.float16, "only emulates"),  # a T4
-    (True, True, None, False, torch.bfloat16, "natively"),  # Ampere and later
-    (True, True, "6.4", False, torch.bfloat16, "ROCm"),
-    (False, False, None, True, torch.float32, "Apple"),
-    (False, False, None, False, torch.float32, "CPU"),
-])
-def test_precision_by_hardware(monkeypatch, gpu, native, hip, apple, expected, words):
+@pytest.mark.parametrize("gpu, hip, apple, expected, words", [
+    (True, None, False, torch.float16, "GPU"), (True, "6.4", False, torch.float16, "ROCm"),
+    (False, None, True, torch.float32, "Apple"), (False, None, False, torch.float32, "CPU")])
+def test_precision_by_hardware(monkeypatch, gpu, hip, apple, expected, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported",  # as on a T4, which emulates bfloat16
-                        lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
     dtype, reason = choose_precision()
     assert dtype == expected and words in reason
+
+
+@pytest.mark.parametrize("factor, expected", [(1, torch.float16), (1e7, torch.bfloat16)])
+def test_a_model_that_overflows_in_float16_computes_in_bfloat16(random_llama, tmp_path, monkeypatch,
+                                                                capsys, factor, expected):
+    shutil.copytree(random_llama, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= factor
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(loading, "choose_precision", lambda: (torch.float16, "of a GPU"))
+    settings = Settings(model=str(tmp_path / "base"), quantize=False)
+    model, *_ = loading.load_files(settings)
+    assert model.dtype == expected
+    assert ("overflows in float16" in capsys.readouterr().err) == (factor > 1)
 
 
 def test_model_by_hardware(monkeypatch, tmp_path):
@@ -68,8 +78,18 @@ def see_everything(monkeypatch, model):
     monkeypatch.setattr("day9.classifier.lay_out", without_mask)
 
 
-def add_the_mask_as_numbers(monkeypatch, model):
-    model.set_attn_implementation("eager")  # which adds 0 or 1 to what it compares
+def misplace_one_label(monkeypatch, model):
+    """The tokens of the longest label stand at position 0, after every text."""
+    def misplaced(prompts, completions, trunk=0):
+        layout = lay_out(prompts, completions, trunk)
+        lengths = [len(completion) for completion in completions]
+        wrong = max(completions, key=len)
+        for completion, sources in zip(completions, layout["sources"].split(lengths)):
+            if completion == wrong:
+                layout["position_ids"][0, sources[1:]] = 0
+        return layout
+
+    monkeypatch.setattr("day9.classifier.lay_out", misplaced)
 
 
 def forget_positions(monkeypatch, model):
@@ -77,7 +97,7 @@ def forget_positions(monkeypatch, model):
         layout := lay_out(*arguments)) | {"position_ids": layout["position_ids"] * 0})
 
 
-@pytest.mark.parametrize("damage", [see_everything, add_the_mask_as_numbers, forget_positions])
+@pytest.mark.parametrize("damage", [see_everything, misplace_one_label, forget_positions])
 def test_a_model_that_ignores_the_layout_is_refused(random_llama, tokenizer, prompt, monkeypatch,
                                                     damage):
     model = plain_model(random_llama)
@@ -86,6 +106,24 @@ def test_a_model_that_ignores_the_layout_is_refused(random_llama, tokenizer, pro
     damage(monkeypatch, model)
     with pytest.raises(InputError, match="a llama model cannot score labels in one pass"):
         check_scoring(classifier)
+
+
+BANKING = ["Refund_not_showing_up", "card_payment_wrong_exchange_rate", "pin_blocked",
+           "wrong_exchange_rate_for_cash_withdrawal"]  # labels of banking77
+LONG = [f"The person who writes wants to be called by the {team} desk, in the new building by the "
+        "river, and asks how long this usually takes" for team in ("billing", "heart")]
+
+
+@pytest.mark.parametrize("labels", [BANKING, LONG])
+def test_rounding_in_16_bits_is_no_reason_to_refuse_a_model(monkeypatch, labels):
+    """But a label laid out wrongly is."""
+    tokenizer = load_tokenizer(str(loading.SMALL_LLAMA))
+    model = load_model(str(loading.SMALL_LLAMA), torch.bfloat16, quantize=False)
+    prompt = make_prompt(tokenizer, labels, "Which?", 256)
+    check_scoring(Classifier(model, tokenizer, prompt))
+    misplace_one_label(monkeypatch, model)
+    with pytest.raises(InputError, match="cannot score labels in one pass"):
+        check_scoring(Classifier(model, tokenizer, prompt))
 
 
 @pytest.mark.parametrize("error", [
