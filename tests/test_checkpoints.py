@@ -29,6 +29,7 @@ def test_the_best_epoch_is_kept(finished, arguments):
     metrics = read_metrics(finished)
     epochs = validation_entries(metrics["training_log"])
     assert [entry["step"] for entry in epochs] == [3, 6, 9, 12]
+    assert metrics["training_log"][0]["learning_rate"] == 0.01  # even the first step learns
     best = min(epochs, key=lambda entry: entry["validation_loss"])
     assert metrics["best_epoch"] == best["epoch"] == 2
     assert epochs[-1]["validation_loss"] > best["validation_loss"] + 0.05
