@@ -204,12 +204,12 @@ def test_prose_becomes_markdown():
     org = ("#+title: Title\n# a comment\n* Head\n:PROPERTIES:\n:CUSTOM_ID: head\n:END:\n\n"
            "- *bold* and /slanted/, =a=b= and ~c~, alpha / r, 3 * 4, x_y $1 <a>\n\n"
            "See [[#head][the\nhead]], [[file:main.py][=main.py=]].\n\n"
-           "| name | n |\n|------+---|\n| one  | 1 |\n")
+           "| name | n |\n|------+---|\n| one  | 1 |\n\n#+begin_example\na *  b*\n#+end_example\n")
     assert markdown(org) == (
         '# Title\n<a id="head" name="head"></a>\n\n## Head\n\n'
         "- **bold** and *slanted*, `a=b` and `c`, alpha / r, 3 \\* 4, x\\_y \\$1 \\<a>\n\n"
         "See [the\nhead](#head), [`main.py`](main.py).\n\n"
-        "| name | n |\n| --- | ---: |\n| one | 1 |")
+        "| name | n |\n| --- | ---: |\n| one | 1 |\n\n```\na *  b*\n```")
 
 
 def test_the_notebook_is_fresh(text):

@@ -91,13 +91,15 @@ def table(rows: str) -> str:
 
 def markdown(org: str) -> str:
     """Prose of the kind that README.org has, in Markdown."""
-    org = re.sub(r"^#(\+(?!title)| |$).*\n", "", org, flags=re.MULTILINE)
+    org = re.sub(r"^#(\+(?!title|\w+_example)| |$).*\n", "", org, flags=re.MULTILINE)
     pieces = re.split(
-        r"^(#\+title: .*\n|\*+ .*\n(?::PROPERTIES:\n(?::.*\n)*?:END:\n)?|(?:\|.*\n)+)", org,
-        flags=re.MULTILINE)
+        r"^(#\+title: .*\n|\*+ .*\n(?::PROPERTIES:\n(?::.*\n)*?:END:\n)?|(?:\|.*\n)+"
+        r"|#\+begin_example\n(?:.*\n)*?#\+end_example\n)", org, flags=re.MULTILINE)
     for i, piece in enumerate(pieces):
         if piece.startswith("#+title: "):
             pieces[i] = "# " + piece.removeprefix("#+title: ")
+        elif piece.startswith("#+begin_example"):
+            pieces[i] = re.sub(r"#\+(begin|end)_example", "```", piece)
         elif heading := re.match(r"(\*+) (.*)\n(?:.*\n:CUSTOM_ID: (.*))?", piece):
             anchor = f'<a id="{heading[3]}" name="{heading[3]}"></a>\n\n' if heading[3] else ""
             pieces[i] = f"{anchor}#{'#' * len(heading[1])} {inline(heading[2])}\n"
