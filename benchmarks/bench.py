@@ -44,6 +44,8 @@ from day9.runs import read_settings
 from day9.settings import HERE, SMALL_LLAMA, Settings
 from day9.training import default_learning_rate
 
+DATA = HERE / "data" / "patient-messages"  # of eight labels
+
 
 def sample(folder: Path, data: Path, rows: int) -> Path:
     """Write so many rows to train, 40 to validate, 200 to test, or fewer, as many of each label."""
@@ -150,7 +152,7 @@ def train(args: argparse.Namespace, run: int, method: str, rows: int) -> dict[st
     transformers.Trainer.train = lambda *given, **named: spent.append(
         timed(begin, *given, **named)[1])
     with tempfile.TemporaryDirectory() as folder:
-        data, out = sample(Path(folder, "data"), Path(Settings.data), rows), Path(folder, "run")
+        data, out = sample(Path(folder, "data"), DATA, rows), Path(folder, "run")
         splits = load_splits(str(data))
         if method == "fine_tuned":
             _, seconds = timed(run_main, args, data, out, "--epochs", "1", "--seed", str(run))
@@ -259,7 +261,7 @@ def bench(argv: list[str] | None = None) -> None:
         results = json.loads(args.output.read_text("utf-8"))
         if not describe(args).items() <= results.items():
             parser.error(f"{args.output} was measured otherwise: remove it, or name a new --output")
-    data = {8: Path(Settings.data), 77: args.banking}
+    data = {8: DATA, 77: args.banking}
     args.folders = {labels: args.output.with_name(f"bench-run{labels}")
                     for labels, place in data.items() if place.is_dir()}
     for labels, folder in args.folders.items():

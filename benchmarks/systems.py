@@ -61,9 +61,10 @@ def train_head(splits: DatasetDict, settings: Settings) -> np.ndarray:
     base, settings = load_base(settings, splits["train"])
     model, config = base.model, lora_config(settings.rank)
     transformers.set_seed(settings.seed)
-    model.set_output_embeddings(torch.nn.Linear(
-        model.config.hidden_size, len(base.labels), bias=False, device=model.device,
-        dtype=model.dtype))
+    head = torch.nn.Linear(model.config.hidden_size, len(base.labels), bias=False,
+                           device=model.device, dtype=model.dtype)
+    model.set_output_embeddings(head)
+    torch.nn.init.zeros_(head.weight)  # at first all classes are equally likely
     model.config.tie_word_embeddings = False
     config.modules_to_save = ["lm_head"]  # trained as it is
     numbers = {label: [number] for number, label in enumerate(base.labels)}

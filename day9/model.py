@@ -31,10 +31,10 @@ def score_alone(model, prompt: list[int], completion: list[int]) -> float:
     log_probs = model(ids).logits[0, len(prompt) - 1:-1].float().log_softmax(-1)
     return log_probs.gather(-1, ids[0, len(prompt):, None]).sum().item()
 
-def lora_config(rank: int, task_type: str = "CAUSAL_LM") -> LoraConfig:
+def lora_config(rank: int) -> LoraConfig:
     """An adapter on every linear layer but the output head."""
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
-                      task_type=task_type)
+                      task_type="CAUSAL_LM")
 
 
 def add_adapter(model, rank: int, seed: int):
