@@ -36,7 +36,7 @@ from day9.files import write_json
 from day9.loading import choose_precision, load_classifier
 from day9.metrics import likeliest
 from day9.model import load_model
-from day9.plain import as_conversation, ask, plain_trainer
+from day9.plain import as_conversation, plain_trainer
 from day9.prompts import default_instruction, load_tokenizer, name_labels
 from day9.reading.splits import load_splits, read_table
 from day9.report import SYSTEM_NAMES, draw
@@ -90,10 +90,22 @@ def score_pairs(classifier: Classifier, size: int, texts: list[str]) -> np.ndarr
     return scores
 
 
+@torch.no_grad()
 def generate(model, tokenizer, instruction: str, words: int, texts: list[str]) -> list[str]:
-    """What generate() answers, in batches of 16."""
-    return [answer for start in range(0, len(texts), 16)
-            for answer in ask(model, tokenizer, texts[start:start + 16], instruction, words)]
+    """The model's answers, of at most so many tokens, to 16 texts at a time."""
+    model.eval()
+    answers = []
+    for start in range(0, len(texts), 16):
+        chats = [[{"role": "user", "content": f"{instruction}\n\n{text}"}]
+                 for text in texts[start:start + 16]]
+        batch = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+            tokenizer_kwargs={"padding_side": "left"}).to(model.device)
+        written = model.generate(**batch, max_new_tokens=words, do_sample=False)
+        new = written[:, batch["input_ids"].shape[1]:]
+        answers += [answer.strip() for answer in
+                    tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return answers
 
 
 def score(args: argparse.Namespace, run: int, labels: int, method: str) -> dict[str, float]:
