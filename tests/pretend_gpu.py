@@ -7,6 +7,7 @@ the GPU's own kernels and several processes are not rehearsed.
 """
 
 import os
+from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 DEVICES = {"cpu": CPU, "cuda": GPU, "cuda:0": GPU}
 COPIES = {"to", "copy_", "__set__", "_has_compatible_shallow_copy_type"}  # __set__: of .data
+NAMING = {"device", "_parse_to"}  # a device is named, and nothing done there
 INDEXING = {"__getitem__", "__setitem__"}
 UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
 
@@ -64,7 +66,7 @@ class PretendGpu(TorchFunctionMode):
         for leaf in leaves:
             if isinstance(leaf, (str, torch.device)):
                 asked = DEVICES.get(str(leaf), asked)
-        if asked and name != "_parse_to":  # which says what the arguments of to() mean
+        if asked and name not in NAMING:
             args, kwargs = tree_map_only(
                 (str, torch.device), lambda leaf: CPU if str(leaf) in DEVICES else leaf,
                 (args, kwargs))
@@ -86,16 +88,19 @@ def pretend(native: bool, memory: float = 15e9, gpus: int = 1) -> PretendGpu:
     import bitsandbytes  # noqa: F401  it would look for CUDA's libraries afterwards
 
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # no threads
+    major, minor = (8, 0) if native else (7, 5)
     answers = {
         "is_available": True, "device_count": gpus, "current_device": 0, "set_device": None,
-        "_lazy_init": None, "mem_get_info": (int(memory), int(memory)),
-        "get_device_capability": (8, 0) if native else (7, 5),
+        "_lazy_init": None, "mem_get_info": (int(memory), 16 * 10**9),
+        "get_device_capability": (major, minor), "get_device_properties": SimpleNamespace(
+            name="pretended", major=major, minor=minor, total_memory=16 * 10**9),
         "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None}
     for name, answer in answers.items():
         for module in (torch.cuda, torch.cuda.random):
             if hasattr(module, name):
                 setattr(module, name, lambda *_, answer=answer, **__: answer)
     torch.cuda.is_bf16_supported = lambda including_emulation=True: native or including_emulation
+    torch.from_numpy = torch.as_tensor  # the same, in sight of the mode
     begin = torch.autocast.__init__
     torch.autocast.__init__ = lambda self, device_type, dtype=None, *more, **rest: begin(
         self, "cpu", dtype or torch.float16, *more, **rest)

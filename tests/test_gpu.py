@@ -37,12 +37,13 @@ def rehearse(work, log, precision, memory=15e9, gpus=1):
     return Path(log).read_text()
 
 
-def live(arguments, folder):
-    """A run is interrupted, resumed and used."""
+def live(arguments, folder, scaled):
+    """A run is interrupted, resumed and used; float16's gradients are scaled."""
     run = str(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
         after_checkpoint(2)(patch)
         assert main.main([*arguments, "--output-dir", run]) == 130
+    assert (folder / "run" / "checkpoint-2" / "scaler.pt").exists() == scaled
     for line in (["--resume", run], ["predict", "--run", run, "--texts", "my bill"],
                  ["merge", "--run", run, "--output", str(folder / "merged")]):
         assert main.main(line) == 0, line
@@ -56,8 +57,8 @@ def test_the_program_runs_on_a_gpu(tmp_path, arguments, precision, options, memo
 
     Of two GPUs one process uses one.
     """
-    said = rehearse(partial(live, [*arguments, *options, "--epochs", "1"], tmp_path),
-                    tmp_path / "log", precision, memory, gpus)
+    work = partial(live, [*arguments, *options, "--epochs", "1"], tmp_path, precision == "float16")
+    said = rehearse(work, tmp_path / "log", precision, memory, gpus)
     assert f"torch.{precision} arithmetic" in said and "resuming from" in said
     assert ("activations computed again" in said) == (memory < 1e9)
     adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
