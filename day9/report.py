@@ -127,12 +127,15 @@ def draw_reliability(truth: list[str], before: np.ndarray, after: np.ndarray, la
     """Draw accuracy against confidence, in bins, before and after temperature scaling."""
     axes, write = draw((5, 5), path)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    low = 1.0  # where the points begin
     for name, probabilities in (("before", before), ("after temperature scaling", after)):
         bins = calibration_bins(is_right(truth, probabilities, labels), probabilities.max(1))
         sure, right, _ = zip(*bins)
         axes.plot(sure, right, marker="o", label=name)
+        low = min(low, *sure, *right)
     axes.legend()
-    return write(xlabel="confidence", ylabel="accuracy")
+    ends = (low - 0.03, 1.03)
+    return write(xlabel="confidence", ylabel="accuracy", xlim=ends, ylim=ends)
 
 
 def find_fonts(text: str) -> list[str]:

@@ -77,7 +77,7 @@ class Settings:
         False, "Repeat the examples of rare classes until all are as frequent as the commonest.")
     epochs: int | None = option(
         None, "How often training sees every example. Default: so often that each class is seen "
-        "about a hundred times, but at most twelve.")
+        "about 200 times, but at most twelve.")
     learning_rate: float | None = option(
         None, "Step size of the optimizer. Default: 0.5 / width of the model.")
     batch_size: int = option(8, "Examples per optimizer step, of all processes together.")

@@ -47,8 +47,8 @@ MOST_EPOCHS = 12
 
 
 def default_epochs(labels: list[str]) -> int:
-    """So many that each class is seen about a hundred times; `labels` are the training rows'."""
-    return max(1, min(MOST_EPOCHS, round(100 * len(set(labels)) / len(labels))))
+    """So many that each class is seen about 200 times; `labels` are the training rows'."""
+    return max(1, min(MOST_EPOCHS, round(200 * len(set(labels)) / len(labels))))
 
 class OneGpuConfig(SFTConfig):
     """trl's settings for a process that trains on one GPU, however many there are."""
