@@ -38,7 +38,6 @@ def run(asked: Settings) -> None:
         splits = load_splits(settings.data, settings.text_column, settings.label_column,
                              settings.data_config, settings.data_revision, settings.seed)
         embed, embedder, settings = load_embedder(settings)
-        print(f"embedder: {settings.embedder}")
         base, settings = load_base(settings, splits["train"])
         counts = {name: audit_split(split, base.tokenizer, base.prompt)
                   for name, split in splits.items()}

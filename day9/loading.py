@@ -174,6 +174,7 @@ def load_embedder(settings: Settings) -> tuple[Embed | None, str | None, Setting
     which a warning is printed. Raises InputError where another cannot be loaded.
     """
     name = settings.embedder or (str(SMALL_EMBEDDER) if SMALL_EMBEDDER.exists() else EMBEDDER)
+    print(f"embedder: {name}")
     if name == "none":
         return None, None, settings
     if Path(name).exists():
@@ -286,7 +287,7 @@ def load_base(settings: Settings, train: Dataset) -> tuple[Classifier, Settings]
                    for path in (name, settings.data))
     settings = replace(settings, model=model, data=data)  # found again from any folder
     dtype, why = choose_precision()
-    print(f"model: {settings.model}, because {reason}")
+    print(f"model: {name}, because {reason}")
     print(f"precision: {'4-bit' if settings.quantize else 'plain'} weights, {dtype} arithmetic, "
           f"because {why}", flush=True)
     model, tokenizer, settings, digest = load_files(settings)
