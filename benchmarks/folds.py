@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure fold after fold, write after each what is known, and print the table."""
     parser = argparse.ArgumentParser(description="Five folds of all GARD questions.")
     parser.add_argument("--model", default=str(SMALL_LLAMA), help="folder or hub id")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(RAN))
+    parser.add_argument("--systems", nargs="+", choices=RAN, default=list(RAN))
     parser.add_argument("--output", type=Path, default=HERE / "outputs" / "folds.json",
                         help="what is in it is not measured again")
     args = parser.parse_args(argv)

@@ -25,8 +25,9 @@ def main() -> None:
         as_conversation, fn_kwargs={"instruction": instruction}, remove_columns=["text", "label"])
         for name, rows in (("train", ROWS), ("validation", 40))]
     model = load_model(str(SMALL_LLAMA), choose_precision()[0])
-    trainer = plain_trainer(model, load_tokenizer(str(SMALL_LLAMA)), *parts, "outputs/overfit",
-                            EPOCHS, 0.5 / model.config.hidden_size)
+    trainer = plain_trainer(model, load_tokenizer(str(SMALL_LLAMA)), *parts,
+                            str(HERE / "outputs" / "overfit"), EPOCHS,
+                            0.5 / model.config.hidden_size)
     trainer.train()
     write_json(HERE / "outputs" / "overfit.json", trainer.state.log_history)
 

@@ -15,6 +15,7 @@ from peft import get_peft_model
 import main
 from day9.baselines import fit_embeddings, fit_tfidf, timed
 from day9.checkpoints import best_epoch
+from day9.errors import InputError
 from day9.files import write_json
 from day9.loading import load_base, load_embedder
 from day9.metrics import compute_metrics
@@ -34,7 +35,9 @@ def train_tfidf(splits: DatasetDict, settings: Settings) -> np.ndarray:
 
 def train_embeddings(splits: DatasetDict, settings: Settings) -> np.ndarray:
     """Sentence embeddings with logistic regression."""
-    embed, _, _ = load_embedder(settings)
+    embed, _, settings = load_embedder(settings)
+    if embed is None:
+        raise InputError(f"there are no sentence embeddings: --embedder {settings.embedder}")
     baseline = fit_embeddings(splits["train"], splits["validation"], embed)
     return baseline.predict_proba(splits["test"]["text"][:])
 

@@ -149,14 +149,16 @@ def sources(results: list[dict]) -> pd.DataFrame:
 def gains(results: list[dict]) -> pd.DataFrame:
     """The systems on each set at its largest size, and the gain of fine-tuning on the best rival.
 
-    Accuracies and the ends of their intervals are means of the draws. The largest gain comes first;
-    NaN is open.
+    Accuracies and the ends of their intervals are means of the draws that all three were measured
+    on, if there is one. The largest gain comes first; NaN is open.
     """
     figures = ["accuracy", "accuracy_low", "accuracy_high"]
     largest = [cell for cell in find_cells()
                if cell["rows"] == TASKS[cell["data"]].sizes[-1] and cell["system"] != "head"]
     cells = pd.DataFrame([find_result(cell, results) or cell for cell in largest],
-                         columns=["data", "system", *figures])
+                         columns=["data", "draw", "system", *figures])
+    whole = cells.groupby(["data", "draw"])["accuracy"].transform("count") == 3
+    cells = cells[whole | ~whole.groupby(cells["data"]).transform("any")]
     table = cells.groupby(["data", "system"])[figures].mean().unstack("system").reindex(TASKS)
     accuracy = table["accuracy"]
     table["gain", ""] = accuracy["fine_tuned"] - accuracy[["embeddings", "tfidf"]].max(axis=1)

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -56,9 +55,6 @@ class KeepBest(TrainerCallback):
         if state.global_step % (state.max_steps // args.num_train_epochs):
             return
         scores, labels = self.classifier.scores(self.texts), self.classifier.labels
-        if not np.isfinite(scores).all():
-            raise FloatingPointError(f"step {state.global_step}: the scores of validation are not "
-                                     f"numbers, at a learning rate of {args.learning_rate:.2g}")
         temperature = fit_temperature(scores, self.truth, labels)  # with which it would be used
         probabilities = softmax(scores / temperature, axis=1)
         loss = float(log_loss(self.truth, probabilities, labels=labels))

@@ -42,6 +42,8 @@ def score_labels(model, encoded: list[list[int]], prompt: Prompt, pass_tokens: i
         for pair, part in zip(pairs, log_probs.split(lengths)):
             scores[pair] = part.sum().item()
         tell(pairs[-1][0] + 1)  # texts come in their order
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("the scores of a text are not numbers")
     return scores
 
 def score_blocks(classifier, texts: Sequence[str], start: int = 0) -> Iterator[np.ndarray]:

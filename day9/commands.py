@@ -120,6 +120,7 @@ def merge(settings: MergeSettings) -> None:
         read_classifier(folder)  # of a finished run
         tested = read_tested(folder)
         classifier = load_classifier(folder, settings.model)
+        dtype = classifier.model.dtype  # to score in, after as before
         before = classifier.predict_proba(tested)
         stored = run_settings.quantize and classifier.model.hf_quantizer.pre_quantized
         merged = merge_adapter(classifier.model, run_settings.quantize)
@@ -129,7 +130,6 @@ def merge(settings: MergeSettings) -> None:
             shutil.copy(folder / "classifier.json", draft.path)
             draft.finish()
     PartialState().wait_for_everyone()
-    dtype = classifier.model.dtype
     del merged, classifier.model  # one model at a time
     classifier.model = load_model(settings.output, dtype, quantize=False)
     after = classifier.predict_proba(tested)

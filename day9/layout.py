@@ -62,7 +62,7 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def run_decoder(model, **inputs):
     """All layers but the head, in the number format of the weights, adapter included."""
-    dtype = model.get_output_embeddings().weight.dtype
+    dtype = model.get_input_embeddings().weight.dtype
     half = dtype != torch.float32
     with torch.autocast(model.device.type, dtype) if half else contextlib.nullcontext():
         return model.get_decoder()(**inputs)
@@ -91,8 +91,8 @@ def pick_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tens
 def token_log_probs(model, input_ids, position_ids, attention_mask, sources, targets,
                     cache=None) -> torch.Tensor:
     """Log-probability of each target of a layout (`lay_out`): (W,), float32."""
-    head = model.get_output_embeddings().weight
+    dtype = model.get_input_embeddings().weight.dtype
     hidden = run_decoder(model, input_ids=input_ids, position_ids=position_ids,
-                         attention_mask=as_numbers(attention_mask, head.dtype), cache=cache,
+                         attention_mask=as_numbers(attention_mask, dtype), cache=cache,
                          use_cache=cache is not None).last_hidden_state[0]
-    return pick_log_probs(hidden, targets, head, sources)
+    return pick_log_probs(hidden, targets, model.get_output_embeddings().weight, sources)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -136,10 +135,16 @@ def identify(folder: Path) -> str:
     return sha256(found | {"config.json": config})
 
 
+# Short texts to try a model with. In 16 bits, rounding alone can be half a nat off at one of them.
+TRIED = ["a", "a text that is longer than the other one", "ok", "When does it open?", "1 2 3",
+         "my order has not arrived", "thank you", "Is it too late? I have waited for a week."]
+
+
 @torch.no_grad()
-def overflows(model) -> bool:
+def overflows(model, tokenizer) -> bool:
     """Whether what a model computes leaves the range of its number format."""
-    return not model(torch.arange(8, device=model.device)[None]).logits.isfinite().all()
+    tried = tokenizer(" ".join(TRIED), return_tensors="pt")["input_ids"]
+    return not model(tried.to(model.device)).logits.isfinite().all()
 
 
 def load_files(settings: Settings, kept: str | None = None):
@@ -153,14 +158,13 @@ def load_files(settings: Settings, kept: str | None = None):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = getattr(config, "quantization_config", None)
         check_stored(name, stored, settings.quantize)
+        tokenizer = load_tokenizer(str(folder))
         dtype, quantize = choose_precision()[0], settings.quantize and not stored
         model = load_model(str(folder), dtype, quantize)
-        if dtype == torch.float16 and overflows(model):
-            print("precision: torch.bfloat16 instead, because this model overflows in float16",
-                  file=sys.stderr)
+        if dtype == torch.float16 and overflows(model, tokenizer):
+            print("precision: torch.bfloat16 instead, because this model overflows in float16")
             del model  # one at a time
             model = load_model(str(folder), torch.bfloat16, quantize)
-        tokenizer = load_tokenizer(str(folder))
     known = kept and commit and commit == settings.revision  # the files of a commit do not change
     digest = kept if known else identify(folder)
     check_same(digest, kept, name, "--model")
@@ -230,11 +234,6 @@ def check_vocabulary(model, tokenizer, prompt: Prompt, name: str) -> None:
         raise InputError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, and its model "
                          f"knows {rows:,}: restore the files that belong together, or choose "
                          "another --model")
-
-
-# Short texts to try a model with. In 16 bits, rounding alone can be half a nat off at one of them.
-TRIED = ["a", "a text that is longer than the other one", "ok", "When does it open?", "1 2 3",
-         "my order has not arrived", "thank you", "Is it too late? I have waited for a week."]
 
 
 @torch.no_grad()

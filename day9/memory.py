@@ -116,7 +116,8 @@ def choose_checkpointing(model, settings: Settings, tokens: int) -> bool:
     """
     expected = expect_memory(model, settings, tokens, checkpointing=False)
     gpu = torch.cuda.is_available()
-    if recompute := gpu and expected > 0.8 * torch.cuda.mem_get_info()[0]:
+    room = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() if gpu else 0  # with ours
+    if recompute := gpu and expected > 0.8 * room:
         expected = expect_memory(model, settings, tokens, checkpointing=True)
     print(f"memory to train: about {expected / 1e9:.2f} GB beside the libraries' own"
           + (", activations computed again" if recompute else ""))

@@ -22,7 +22,7 @@ def load_model(name: str, dtype: torch.dtype,
         name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
         device_map={"": gpu if torch.cuda.is_available() else "cpu"}, trust_remote_code=False,
         **({"quantization_config": four_bits(dtype)} if quantize else {}))
-    return keep_trainable(model).eval()  # shown under "A careful trainer"
+    return keep_trainable(model).eval()  # see "What the libraries get wrong"
 
 @torch.no_grad()
 def score_alone(model, prompt: list[int], completion: list[int]) -> float:
@@ -47,4 +47,5 @@ def keep_trainable(model):
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype = model.dtype  # a model stored in 4 bits may ask for another
     return model

@@ -203,7 +203,7 @@ def print_report(metrics: dict, test: Dataset, labels: list[str],
     print(f"\n{scoreboard(metrics['systems'])}\n\n{metrics['verdict']}\n")
     print(f"temperature {calibration['temperature']:.2f}: calibration error "
           f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after\n")
-    print(f"the surest part of the messages:\n{coverage_table(metrics['coverage'])}\n")
+    print(f"the surest part of the texts:\n{coverage_table(metrics['coverage'])}\n")
     print(classification_report(truth, predicted, digits=2, zero_division=0))
     print("mistakes the model was surest of:")
     print(show_mistakes(test["text"][:], truth, probabilities, labels))

@@ -35,7 +35,7 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     layout = lay_out([row["prompt"] for row in rows], [row["completion"] for row in rows])
     targets = layout.pop("targets")
     row_of = torch.tensor([i for i, row in enumerate(rows) for _ in row["completion"]])
-    # the Trainer calls targets labels, and shift_labels where each stands with its source
+    # the Trainer's names: labels are targets, shift_labels the same, each with its source
     return layout | {"labels": targets, "shift_labels": targets.clone(), "rows": row_of}
 
 def default_learning_rate(model) -> float:

@@ -25,7 +25,7 @@ def on_gpu(work, log, native, memory, gpus):
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     if native:  # bfloat16 is for a model that float16 does not hold
-        loading.overflows = lambda model: True
+        loading.overflows = lambda *_: True
     with pretend(native, memory, gpus):
         work()
 
@@ -36,6 +36,9 @@ def rehearse(work, log, precision, memory=15e9, gpus=1):
         target=on_gpu, args=(work, str(log), precision == "bfloat16", memory, gpus))
     process.start()
     process.join(300)
+    if process.is_alive():
+        process.kill()
+        process.join()
     assert process.exitcode == 0, Path(log).read_text()
     return Path(log).read_text()
 

@@ -48,8 +48,7 @@ def draw_layout(layout: dict, tokenizer, lengths: list[int], path: str) -> str:
     depths = layout["position_ids"][0].tolist()
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(layout["attention_mask"][0, 0] == layout["attention_mask"].max(), cmap="Blues",
-                vmax=1.4)
+    axes.imshow(layout["attention_mask"][0, 0], cmap="Blues", vmin=0, vmax=1.4)
     axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
     axes.set_yticks(range(len(tokens)), tokens, fontsize=8)
     axes.set_xlim(-0.5, len(tokens) - 0.5)
