@@ -1,6 +1,7 @@
-"""A run that overfits: act one's trainer on few questions, many times. Written by hand, not tangled.
+"""A run that overfits: few questions, many times. Written by hand, not tangled.
 
-python -m benchmarks.overfit writes its losses to outputs/overfit.json: ten minutes.
+python -m benchmarks.overfit writes the losses of act one's trainer to outputs/overfit.json: ten
+minutes.
 """
 
 from day9.errors import quieten_libraries
