@@ -54,7 +54,12 @@ class KeepBest(TrainerCallback):
     def on_step_end(self, args, state, control, **_):  # before a checkpoint, which holds the log
         if state.global_step % (state.max_steps // args.num_train_epochs):
             return
-        scores, labels = self.classifier.scores(self.texts), self.classifier.labels
+        labels = self.classifier.labels
+        try:
+            scores = self.classifier.scores(self.texts)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {state.global_step}: {error}, at a learning rate of "
+                                     f"{args.learning_rate:.2g}") from error
         temperature = fit_temperature(scores, self.truth, labels)  # with which it would be used
         probabilities = softmax(scores / temperature, axis=1)
         loss = float(log_loss(self.truth, probabilities, labels=labels))

@@ -46,7 +46,7 @@ def test_a_model_that_overflows_in_float16_computes_in_bfloat16(random_llama, tm
     settings = Settings(model=str(tmp_path / "base"), quantize=False)
     model, *_ = loading.load_files(settings)
     assert model.dtype == expected
-    assert ("overflows in float16" in capsys.readouterr().err) == (factor > 1)
+    assert ("overflows in float16" in capsys.readouterr().out) == (factor > 1)
 
 
 def test_model_by_hardware(monkeypatch, tmp_path):
