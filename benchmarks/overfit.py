@@ -12,6 +12,7 @@ from day9.plain import as_conversation, plain_trainer
 from day9.prompts import default_instruction, load_tokenizer, name_labels
 from day9.reading.splits import load_splits, split_off
 from day9.settings import HERE, SMALL_LLAMA
+from day9.training import default_learning_rate
 
 ROWS, EPOCHS = 40, 12
 
@@ -28,7 +29,7 @@ def main() -> None:
     model = load_model(str(SMALL_LLAMA), choose_precision()[0])
     trainer = plain_trainer(model, load_tokenizer(str(SMALL_LLAMA)), *parts,
                             str(HERE / "outputs" / "overfit"), EPOCHS,
-                            0.5 / model.config.hidden_size)
+                            default_learning_rate(model))
     trainer.train()
     write_json(HERE / "outputs" / "overfit.json", trainer.state.log_history)
 

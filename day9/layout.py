@@ -60,12 +60,14 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return numbers[..., :mask.shape[-1]].masked_fill_(~mask, -torch.inf)
 
 
-def run_decoder(model, **inputs):
+def run_decoder(model, attention_mask: torch.Tensor | None = None, **inputs):
     """All layers but the head, in the number format of the weights, adapter included."""
     dtype = model.get_input_embeddings().weight.dtype
     half = dtype != torch.float32
+    if attention_mask is not None:
+        attention_mask = as_numbers(attention_mask, dtype)
     with torch.autocast(model.device.type, dtype) if half else contextlib.nullcontext():
-        return model.get_decoder()(**inputs)
+        return model.get_decoder()(attention_mask=attention_mask, **inputs)
 
 def log_sum(states: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
     """Logarithm of the sum of exp(logit) over a piece of the head, for each state."""
@@ -91,8 +93,7 @@ def pick_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tens
 def token_log_probs(model, input_ids, position_ids, attention_mask, sources, targets,
                     cache=None) -> torch.Tensor:
     """Log-probability of each target of a layout (`lay_out`): (W,), float32."""
-    dtype = model.get_input_embeddings().weight.dtype
     hidden = run_decoder(model, input_ids=input_ids, position_ids=position_ids,
-                         attention_mask=as_numbers(attention_mask, dtype), cache=cache,
+                         attention_mask=attention_mask, cache=cache,
                          use_cache=cache is not None).last_hidden_state[0]
     return pick_log_probs(hidden, targets, model.get_output_embeddings().weight, sources)

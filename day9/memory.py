@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
-from day9.layout import HEAD_PIECE, as_numbers, run_decoder
+from day9.layout import HEAD_PIECE, run_decoder
 from day9.model import lora_config
 from day9.settings import Settings
 
@@ -42,7 +42,6 @@ def count_kept(model, tokens: int) -> int:
         model.to_empty(device="cpu")
         weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
         mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
-        mask = as_numbers(mask, model.get_output_embeddings().weight.dtype)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             run_decoder(model, input_ids=torch.ones(1, tokens, dtype=torch.long),
                         attention_mask=mask, use_cache=False)

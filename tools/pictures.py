@@ -13,7 +13,7 @@ def save(figure: Figure, path: str) -> str:
     return path
 
 
-def draw_path(text: str, prompt: list[int], tokenizer, scores: pd.DataFrame, path: str) -> str:
+def draw_path(prompt: list[int], tokenizer, scores: pd.DataFrame, path: str) -> str:
     """Draw the way of a text in one strip: prompt, token ids, scores, probabilities.
 
     `scores` has a row for each label, and columns score and probability.
